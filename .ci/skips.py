@@ -1,0 +1,27 @@
+"""List the skipped tests of a JUnit report; exit 1 when one was skipped without a good reason.
+
+The one good reason is a missing image archive, and only where SLICEWISE_DATA_DIR names none.
+"""
+
+import os
+import sys
+from xml.etree import ElementTree
+
+ALLOWED = () if os.environ.get("SLICEWISE_DATA_DIR") else ("needs SLICEWISE_DATA_DIR",)
+
+
+def main(report: str) -> int:
+    """Print each skip; 1 when one is unexpected or no test ran."""
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    unexpected = 0
+    for case in cases:
+        for skip in case.iter("skipped"):
+            reason = skip.get("message") or ""
+            expected = any(allowed in reason for allowed in ALLOWED)
+            unexpected += not expected
+            print(f"skipped{'' if expected else ' UNEXPECTEDLY'}: {case.get('classname')}.{case.get('name')}: {reason}")
+    print(f"{len(cases)} tests, {unexpected} unexpected skips")
+    return 1 if unexpected or not cases else 0
+
+
+sys.exit(main(sys.argv[1]))
