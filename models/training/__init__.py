@@ -1,0 +1,1 @@
+"""Training a supernet and its gate. The service never imports this."""
