@@ -1,0 +1,1 @@
+"""The wire: routes, schemas, headers and the mapping of errors to statuses."""

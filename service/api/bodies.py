@@ -1,0 +1,112 @@
+"""Request bodies -> image bytes: bounded in size and time, by media type."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import orjson
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.errors import BadRequestError, RequestTimeoutError, TooLargeError, UnsupportedMediaTypeError
+from service.images import MEDIA_TYPES, sniff_media_type
+
+_ALLOWED = f"{', '.join(MEDIA_TYPES)}, multipart/form-data with a part 'image', application/json"
+
+
+class _InMemoryParser(MultiPartParser):
+    """The body is bounded before it is parsed, so that nothing needs to spill to disk."""
+
+    spool_max_size = 2**40
+
+
+def media_type(request: Request) -> str:
+    """The Content-Type without parameters, lower case; empty when absent."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
+    """The whole body. Raises TooLargeError above the limit and RequestTimeoutError when it is too slow."""
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced) > limit_bytes:
+        raise TooLargeError(f"body is {announced} bytes; allowed: at most {limit_bytes} bytes")
+    chunks: list[bytes] = []
+    received = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > limit_bytes:
+                    raise TooLargeError(f"body is over {limit_bytes} bytes; allowed: at most {limit_bytes} bytes")
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise RequestTimeoutError(
+            f"{received} bytes arrived within {timeout_s:g} s and the body was not complete; allowed: {timeout_s:g} s"
+        ) from error
+    return b"".join(chunks)
+
+
+async def one_image(request: Request, body: bytes) -> bytes:
+    """The image of a one-image request, still encoded."""
+    kind = media_type(request)
+    if kind == "multipart/form-data":
+        images = await image_parts(request, body, limit_images=1)
+        if len(images) != 1:
+            raise BadRequestError(f"multipart body has {len(images)} parts 'image'; allowed: exactly 1")
+        return images[0]
+    if kind == "application/json":
+        return _from_json(body)
+    if kind in MEDIA_TYPES:
+        return body
+    if kind in ("", "application/octet-stream") and sniff_media_type(body) is not None:
+        return body
+    raise UnsupportedMediaTypeError(f"Content-Type is {kind or 'absent'!r:.100}; allowed: {_ALLOWED}")
+
+
+async def image_parts(request: Request, body: bytes, limit_images: int) -> list[bytes]:
+    """The file parts named ``image``, in order. Raises TooLargeError above ``limit_images``."""
+    if media_type(request) != "multipart/form-data":
+        raise UnsupportedMediaTypeError(
+            f"Content-Type is {media_type(request) or 'absent'!r:.100}; allowed: multipart/form-data"
+        )
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    # One more than allowed is let through, so that the excess is answered by us, with the number allowed.
+    parser = _InMemoryParser(request.headers, stream(), max_files=limit_images + 1, max_fields=16)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if "Too many files" in error.message:
+            raise TooLargeError(f"more than {limit_images} images; allowed: at most {limit_images} images") from error
+        raise BadRequestError(f"malformed multipart body: {error.message}") from error
+    except (KeyError, ValueError) as error:  # no boundary in the header; broken encodings in part headers
+        raise BadRequestError("malformed multipart body: no usable boundary or part header") from error
+    try:
+        parts = form.getlist("image")
+        if len(parts) > limit_images:
+            raise TooLargeError(f"{len(parts)} images; allowed: at most {limit_images} images")
+        if not all(isinstance(part, UploadFile) for part in parts):
+            raise BadRequestError("part 'image' is a plain field; allowed: a file part with a filename")
+        return [await part.read() for part in parts if isinstance(part, UploadFile)]
+    finally:
+        await form.close()
+
+
+def _from_json(body: bytes) -> bytes:
+    try:
+        data: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"malformed JSON: {error}") from error
+    if not isinstance(data, dict) or set(data) != {"image"} or not isinstance(data["image"], str):
+        raise BadRequestError('JSON body must be {"image": "<base64>"} and nothing else')
+    try:
+        return base64.b64decode(data["image"], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequestError(f"field image is not base64: {error}") from error

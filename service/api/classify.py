@@ -1,0 +1,160 @@
+"""POST /v1/classify and /v1/classify/batch: bytes and headers in, predictions and headers out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+from starlette.requests import ClientDisconnect
+
+from service import errors
+from service.api.bodies import image_parts, one_image, read_body
+from service.api.budget_headers import parse_budget
+from service.api.problems import describe, responses
+from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer
+from service.api.state import state_of
+from service.images import MEDIA_TYPES
+from service.pipeline import ImageRequest, check_top_k
+from service.request import Prediction
+
+router = APIRouter(prefix="/v1", tags=["classification"])
+T = TypeVar("T")
+
+ModelName = Annotated[str | None, Query(description="a hosted model; the first one when absent")]
+ModelVersion = Annotated[str | None, Query(description="its version, an integer; the served one when absent")]
+TopK = Annotated[int | None, Query(description="classes to answer with, 1..classes; 5 when absent", ge=1)]
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_PARTS = {
+    "schema": {
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": {"type": "string", "format": "binary"}},
+    }
+}
+_MANY_PARTS = {
+    "schema": {
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+    }
+}
+_JSON = {
+    "schema": {
+        "type": "object",
+        "required": ["image"],
+        "additionalProperties": False,
+        "properties": {"image": {"type": "string", "format": "byte", "contentEncoding": "base64"}},
+    }
+}
+_KNOBS = [
+    ("Compute-Budget", "ceiling on the served multiply-adds: 180000000, 180M, 0.18G, or 40% of the widest slice"),
+    ("Latency-Budget", "answered or refused by then: 25ms, 0.5s; a bare number is milliseconds"),
+    ("Accuracy-Floor", "least accuracy of the slice: 0.90 in (0, 1], or 90%"),
+    ("Slice-Width", "force a slice: an index, narrowest, widest, or auto"),
+    ("Priority", "RFC 9218 urgency: u=0..7, default 3, 0 is the most urgent"),
+    ("X-Request-ID", "[A-Za-z0-9._-]{1,128}; echoed"),
+]
+_PARAMETERS = [
+    {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+    for name, text in _KNOBS
+]
+_ERRORS = responses(400, 404, 405, 408, 413, 415, 422, 500, 503, 504)
+
+
+def _body_doc(content: dict[str, Any]) -> dict[str, Any]:
+    return {"parameters": _PARAMETERS, "requestBody": {"required": True, "content": content}}
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` and cancel it when the client leaves; raises ClientDisconnect then."""
+
+    async def wait_for_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(wait_for_disconnect())
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+@router.post(
+    "/classify",
+    response_model=ClassifyResponse,
+    responses=_ERRORS,
+    openapi_extra=_body_doc(
+        {**{kind: _BINARY for kind in MEDIA_TYPES}, "multipart/form-data": _PARTS, "application/json": _JSON}
+    ),
+)
+async def classify(
+    request: Request, model: ModelName = None, version: ModelVersion = None, top_k: TopK = None
+) -> Response:
+    """Classify one image with just the slice of the network that it needs."""
+    state = state_of(request)
+    budget = parse_budget(request.scope["headers"])
+    hosted = state.find(model, version)
+    classes = check_top_k(top_k, len(hosted.manifest.classes))
+    body = await read_body(request, state.settings.body_limit_bytes, state.settings.body_timeout_s)
+    arrived_s = time.monotonic()
+    image = ImageRequest(await one_image(request, body), budget, classes, arrived_s)
+    prediction = await while_connected(request, state.pipeline.classify(hosted, image))
+    answer = {
+        "model": hosted.manifest.name,
+        "version": str(hosted.manifest.version),
+        **image_answer(hosted, prediction),
+        "request_id": request.scope["request_id"],
+    }
+    return Response(orjson.dumps(answer), headers=answer_headers(prediction), media_type="application/json")
+
+
+@router.post(
+    "/classify/batch",
+    response_model=BatchResponse,
+    responses=_ERRORS,
+    openapi_extra=_body_doc({"multipart/form-data": _MANY_PARTS}),
+)
+async def classify_batch(
+    request: Request, model: ModelName = None, version: ModelVersion = None, top_k: TopK = None
+) -> Response:
+    """Classify several images; each is routed on its own, and one bad image fails that item only."""
+    state = state_of(request)
+    budget = parse_budget(request.scope["headers"])
+    hosted = state.find(model, version)
+    classes = check_top_k(top_k, len(hosted.manifest.classes))
+    body = await read_body(request, state.settings.batch_body_limit_bytes, state.settings.body_timeout_s)
+    arrived_s = time.monotonic()
+    images = await image_parts(request, body, state.settings.batch_limit_images)
+    if not images:
+        raise errors.BadRequestError("multipart body has no part 'image'; allowed: at least 1")
+    work = [ImageRequest(image, budget, classes, arrived_s) for image in images]
+    results = await while_connected(request, state.pipeline.classify_many(hosted, work))
+    answer = {
+        "model": hosted.manifest.name,
+        "version": str(hosted.manifest.version),
+        "results": [
+            image_answer(hosted, result) if isinstance(result, Prediction) else _image_problem(result)
+            for result in results
+        ],
+        "request_id": request.scope["request_id"],
+    }
+    spent = sum(result.madds for result in results if isinstance(result, Prediction))
+    return Response(orjson.dumps(answer), headers={"compute-madds": str(spent)}, media_type="application/json")
+
+
+def _image_problem(error: errors.SlicewiseError) -> dict[str, Any]:
+    status, error_type = describe(error)
+    problem: dict[str, Any] = {"error": str(error), "error_type": error_type, "status": status}
+    if isinstance(error, errors.InfeasibleBudgetError):
+        problem["feasible"] = error.feasible
+    return problem

@@ -1,0 +1,81 @@
+"""One pure ASGI middleware: request id, access log, request counters, and the last word on bugs."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.budget_headers import request_id
+from service.api.problems import CLIENT_CLOSED_REQUEST, problem_bytes
+from service.telemetry import Telemetry
+
+log = structlog.get_logger("service.access")
+
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+_QUIET = {"/healthz", "/readyz", "/metrics"}
+
+
+class RequestEnvelope:
+    """Outermost layer: every answer carries X-Request-ID, every request is counted and logged once."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self.app, self.telemetry = app, telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began_s = time.perf_counter()
+        identity = scope["request_id"] = request_id(scope["headers"]) or uuid.uuid4().hex
+        status = CLIENT_CLOSED_REQUEST  # until an answer begins
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
+            await send(message)
+
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=identity, **_trace(scope))
+        self.telemetry.in_flight.inc()
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("internal_error", path=scope["path"])
+            self.telemetry.rejections.labels("internal").inc()
+            if status == CLIENT_CLOSED_REQUEST:
+                await _send_internal_error(identity, send_with_id)
+        finally:
+            self.telemetry.in_flight.dec()
+            template = getattr(scope.get("route"), "path", "unmatched")
+            self.telemetry.requests.labels(template, str(status)).inc()
+            level = log.debug if template in _QUIET else log.info
+            level(
+                "request", method=scope["method"], route=template, status=status,
+                duration_ms=round((time.perf_counter() - began_s) * 1e3, 2),
+            )  # fmt: skip
+
+
+def _trace(scope: Scope) -> dict[str, str]:
+    """W3C trace context for the logs; a malformed one is ignored, as the standard asks."""
+    headers = dict(scope["headers"])
+    match = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+    if match is None:
+        return {}
+    fields = {"trace_id": match[1].decode(), "parent_id": match[2].decode()}
+    state = headers.get(b"tracestate", b"")
+    if state and len(state) <= 512 and state.isascii():
+        fields["tracestate"] = state.decode()
+    return fields
+
+
+async def _send_internal_error(identity: str, send: Send) -> None:
+    body = problem_bytes("internal error; the request id names it in the logs", "internal", identity)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

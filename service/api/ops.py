@@ -1,0 +1,70 @@
+"""Models, health, metrics and the offline documentation page."""
+
+from __future__ import annotations
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.api.problems import responses
+from service.api.schemas import ModelInfo, ModelList, Status, model_info
+from service.api.state import state_of
+
+router = APIRouter()
+
+DOCS_ASSETS = "/docs/assets"
+
+
+def _json(data: object) -> Response:
+    return Response(orjson.dumps(data), media_type="application/json")
+
+
+@router.get("/v1/models", response_model=ModelList, responses=responses(405, 500, 503), tags=["models"])
+async def list_models(request: Request) -> Response:
+    """Every hosted model, the default one first."""
+    state = state_of(request)
+    return _json({"models": [model_info(state.find(name, None)) for name in state.settings.model]})
+
+
+@router.get("/v1/models/{model}", response_model=ModelInfo, responses=responses(404, 405, 500, 503), tags=["models"])
+async def get_model(request: Request, model: str) -> Response:
+    """One hosted model: per slice its cost, parameters, accuracy and measured latency."""
+    return _json(model_info(state_of(request).find(model, None)))
+
+
+@router.get("/healthz", response_model=Status, responses=responses(405), tags=["operations"])
+async def healthz() -> Response:
+    """Alive: the event loop turns."""
+    return _json({"status": "alive"})
+
+
+@router.get("/readyz", response_model=Status, responses=responses(405, 503), tags=["operations"])
+async def readyz(request: Request) -> Response:
+    """Ready: every model is warm and the service is not draining."""
+    state_of(request).check_ready()
+    return _json({"status": "ready"})
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **responses(405)},
+    tags=["operations"],
+)
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    return Response(generate_latest(state_of(request).telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    """The API, browsable without any other host."""
+    root = request.scope.get("root_path", "").rstrip("/")
+    return get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title="Slicewise",
+        swagger_js_url=f"{root}{DOCS_ASSETS}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{DOCS_ASSETS}/swagger-ui.css",
+        swagger_favicon_url=f"{root}{DOCS_ASSETS}/favicon.png",
+    )

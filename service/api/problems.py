@@ -1,0 +1,123 @@
+"""Errors on the wire: the one table from error to status, and the one body they share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service import errors
+from service.telemetry import Telemetry
+
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Problem(BaseModel):
+    """Body of every error that the application answers."""
+
+    error: str = Field(description="what was given and what is allowed, with units")
+    error_type: str
+    request_id: str
+    feasible: dict[str, float | int | None] | None = Field(
+        None, description="422 only: the nearest compute_budget (MAdds) and accuracy_floor that could be granted"
+    )
+
+
+TABLE: dict[type[errors.SlicewiseError], tuple[int, str]] = {
+    errors.BadRequestError: (400, "bad_request"),
+    errors.BadImageError: (400, "bad_image"),
+    errors.NotFoundError: (404, "not_found"),
+    errors.RequestTimeoutError: (408, "timeout"),
+    errors.TooLargeError: (413, "too_large"),
+    errors.UnsupportedMediaTypeError: (415, "unsupported_media_type"),
+    errors.InfeasibleBudgetError: (422, "infeasible_budget"),
+    errors.BackendError: (500, "backend"),
+    errors.QueueFullError: (503, "queue_full"),
+    errors.DrainingError: (503, "draining"),
+    errors.LoadingError: (503, "loading"),
+    errors.DeadlineExceededError: (504, "deadline_exceeded"),
+}
+
+DESCRIPTIONS = {
+    400: "Malformed header, query, JSON or image.",
+    404: "Unknown model, version or path.",
+    405: "Wrong verb.",
+    408: "The request's bytes did not arrive in time.",
+    413: "Body, pixels or number of images over the limit.",
+    415: "Not an image.",
+    422: "No slice satisfies the budgets.",
+    500: "The model failed on this batch, or a bug.",
+    503: "Queue full, draining or loading; see Retry-After.",
+    504: "Deadline unreachable or passed.",
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI declarations of these error statuses."""
+    return {status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in statuses}
+
+
+def describe(error: errors.SlicewiseError) -> tuple[int, str]:
+    """(status, error_type) of an error, by the table."""
+    return TABLE[type(error)]
+
+
+def problem_bytes(message: str, error_type: str, request_id: str, feasible: dict[str, Any] | None = None) -> bytes:
+    """The one JSON body of every error."""
+    body: dict[str, Any] = {"error": message, "error_type": error_type, "request_id": request_id}
+    if feasible is not None:
+        body["feasible"] = feasible
+    return orjson.dumps(body)
+
+
+def install(app: FastAPI, telemetry: Telemetry) -> None:
+    """Render every error the application knows; what it does not know is the middleware's."""
+
+    def respond(
+        request: Request, status: int, error_type: str, message: str, *,
+        headers: dict[str, str] | None = None, feasible: dict[str, Any] | None = None,
+    ) -> Response:  # fmt: skip
+        telemetry.rejections.labels(error_type).inc()
+        body = problem_bytes(message, error_type, request.scope["request_id"], feasible)
+        return Response(body, status, headers, media_type="application/json")
+
+    async def known(request: Request, error: Exception) -> Response:
+        assert isinstance(error, errors.SlicewiseError), "registered for these only: this is a bug"
+        status, error_type = describe(error)
+        headers = {}
+        if isinstance(error, errors.OverloadError):
+            headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+        if status in (408, 413):  # the rest of the body is not read, so the connection cannot be used again
+            headers["connection"] = "close"
+        feasible = error.feasible if isinstance(error, errors.InfeasibleBudgetError) else None
+        return respond(request, status, error_type, str(error), headers=headers, feasible=feasible)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError), "registered for these only: this is a bug"
+        parts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, given {e.get('input')!r:.64}" for e in error.errors()]
+        return respond(request, 400, "bad_request", "; ".join(parts))
+
+    async def unrouted(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException), "registered for these only: this is a bug"
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            message = f"{request.method} {request.url.path}; allowed: {headers.get('Allow', 'another verb')}"
+            return respond(request, 405, "method_not_allowed", message, headers=headers)
+        if error.status_code == 404:
+            return respond(request, 404, "not_found", f"no such path: {request.url.path:.200}")
+        return respond(request, error.status_code, "bad_request", str(error.detail), headers=headers)
+
+    async def departed(_: Request, error: Exception) -> Response:
+        """Nobody reads this; the status is for logs and counters, as nginx writes it."""
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    app.add_exception_handler(ClientDisconnect, departed)
+    app.add_exception_handler(errors.SlicewiseError, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, unrouted)

@@ -1,0 +1,219 @@
+"""Answers on the wire, as http clients see them; generated into /openapi.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from models.checkpoint import Manifest
+from service.hosting import HostedModel
+from service.request import Prediction
+
+
+class ClassProbability(BaseModel):
+    """One class of the answer."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class ServedSlice(BaseModel):
+    """Which slice answered, and why."""
+
+    width: int = Field(description="ladder index that was served, 0 = narrowest")
+    gate_width: int | None = Field(description="what the gate wished; null when a forced width skipped it")
+    widest: int = Field(description="the widest ladder index of this model")
+    reason: str
+    madds: int = Field(description="served multiply-adds of this image")
+    accuracy: float | None = Field(description="top-1 of this slice on the test split; null until measured")
+
+
+class TimingsMs(BaseModel):
+    """Milliseconds; queue = wait before the trunk plus wait in the width's bucket."""
+
+    decode: float
+    queue: float
+    trunk: float
+    body: float
+    total: float
+
+
+class ImageAnswer(BaseModel):
+    """The answer for one image of a batch."""
+
+    predictions: list[ClassProbability]
+    slice: ServedSlice
+    cached: bool
+    timings_ms: TimingsMs
+
+
+class ClassifyResponse(ImageAnswer):
+    """The answer for one image."""
+
+    model: str
+    version: str
+    request_id: str
+
+
+class ImageProblem(BaseModel):
+    """The error of one image of a batch."""
+
+    error: str
+    error_type: str
+    status: int
+    feasible: dict[str, float | int | None] | None = None
+
+
+class BatchResponse(BaseModel):
+    """Answers and errors in the order of the parts."""
+
+    model: str
+    version: str
+    results: list[ImageAnswer | ImageProblem]
+    request_id: str
+
+
+class Resize(BaseModel):
+    """Shorter side to this many pixels with this filter, then a centre crop."""
+
+    shorter_side: int
+    filter: str
+    crop: str
+
+
+class InputInfo(BaseModel):
+    """What the network sees. mean and std per RGB channel on the 0..1 scale."""
+
+    height: int
+    width: int
+    mean: list[float]
+    std: list[float]
+    resize: Resize
+
+
+class OperatingPointInfo(BaseModel):
+    """One trade of the gate between accuracy and cost, on the hold-out."""
+
+    lambda_: float = Field(alias="lambda")
+    madds: float
+    accuracy: float | None
+
+
+class GateInfo(BaseModel):
+    """Ladder indices the gate chooses among, and its operating points."""
+
+    choices: list[int]
+    operating_points: list[OperatingPointInfo]
+
+
+class SliceInfo(BaseModel):
+    """One rung of the ladder. latency_ms: trunk, gate and body together, per batch size, on this machine."""
+
+    width: int
+    madds_published: int
+    madds_served: int
+    parameters: int
+    accuracy: float | None
+    latency_ms: dict[str, float]
+
+
+class ModelInfo(BaseModel):
+    """One hosted model."""
+
+    name: str
+    version: str
+    architecture: str
+    classes: list[str]
+    input: InputInfo
+    gate: GateInfo
+    slices: list[SliceInfo]
+
+
+class ModelList(BaseModel):
+    """All hosted models; the first is the default."""
+
+    models: list[ModelInfo]
+
+
+class Status(BaseModel):
+    """Liveness and readiness."""
+
+    status: str
+
+
+def image_answer(model: HostedModel, prediction: Prediction) -> dict[str, Any]:
+    """``ImageAnswer`` as JSON-ready data."""
+    route, timings = prediction.route, prediction.timings
+    return {
+        "predictions": [
+            {"index": index, "label": model.manifest.classes[index], "probability": probability}
+            for index, probability in zip(prediction.indices, prediction.probabilities, strict=True)
+        ],
+        "slice": {
+            "width": route.width,
+            "gate_width": route.gate_width,
+            "widest": len(model.slices) - 1,
+            "reason": route.reason.value,
+            "madds": prediction.madds,
+            "accuracy": model.slices[route.width].accuracy,
+        },
+        "cached": False,
+        "timings_ms": {
+            "decode": round(timings.decode_s * 1e3, 3),
+            "queue": round(timings.queue_s * 1e3, 3),
+            "trunk": round(timings.trunk_s * 1e3, 3),
+            "body": round(timings.body_s * 1e3, 3),
+            "total": round(timings.total_s * 1e3, 3),
+        },
+    }
+
+
+def answer_headers(prediction: Prediction) -> dict[str, str]:
+    """The response headers of a one-image answer."""
+    route, t = prediction.route, prediction.timings
+    stages = {"decode": t.decode_s, "queue": t.queue_s, "trunk": t.trunk_s, "body": t.body_s}
+    return {
+        "slice-width": str(route.width),
+        "slice-gate-width": "none" if route.gate_width is None else str(route.gate_width),
+        "slice-reason": route.reason.value,
+        "compute-madds": str(prediction.madds),
+        "server-timing": ", ".join(f"{name};dur={round(seconds * 1e3, 3)}" for name, seconds in stages.items()),
+    }
+
+
+def model_info(model: HostedModel) -> dict[str, Any]:
+    """``ModelInfo`` as JSON-ready data."""
+    manifest: Manifest = model.manifest
+    batches = [batch for width, batch in model.table.seconds_by_batch if width is None]
+    return {
+        "name": manifest.name,
+        "version": str(manifest.version),
+        "architecture": manifest.architecture,
+        "classes": list(manifest.classes),
+        "input": manifest.input.to_json(),
+        "gate": {
+            "choices": list(manifest.gate.choices),
+            "operating_points": [
+                {"lambda": point.lambda_, "madds": point.madds, "accuracy": point.accuracy}
+                for point in manifest.gate.operating_points
+            ],
+        },
+        "slices": [
+            {
+                "width": record.width,
+                "madds_published": record.madds_published,
+                "madds_served": record.madds_served,
+                "parameters": record.parameters,
+                "accuracy": record.test_accuracy,
+                "latency_ms": {
+                    str(batch): round(
+                        1e3 * (model.table.seconds(None, batch) + model.table.seconds(record.width, batch)), 3
+                    )
+                    for batch in batches
+                },
+            }
+            for record in manifest.slices
+        ],
+    }

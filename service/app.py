@@ -1,0 +1,112 @@
+"""Composition root: settings in, application out. The lifespan warms the models and drains them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import fastapi_offline
+import structlog
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
+
+from models.checkpoint import Checkpoint, load, resolve
+from service.api import classify, ops, problems
+from service.api.middleware import RequestEnvelope
+from service.api.state import ServiceState
+from service.hosting import HostedModel, warm_up
+from service.images import ImageDecoder
+from service.pipeline import Pipeline
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+log = structlog.get_logger()
+
+EXPOSED_HEADERS = [
+    "Slice-Width", "Slice-Gate-Width", "Slice-Reason", "Compute-MAdds", "Server-Timing", "X-Request-ID", "Retry-After",
+]  # fmt: skip
+DRAIN_POLL_S = 0.02
+
+
+def load_checkpoints(settings: Settings) -> dict[str, Checkpoint]:
+    """Read and verify every model that the settings name; CheckpointError says which is bad, and why."""
+    return {name: load(resolve(settings.repository, name, None)) for name in settings.model}
+
+
+def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> FastAPI:
+    """The application; models warm up in the background once it runs, and /readyz says when they are."""
+    telemetry = Telemetry()
+    telemetry.build_info.labels(version("slicewise")).set(1)
+    decoder = ImageDecoder(settings.decoder_threads, settings.image_limit_pixels)
+    state = ServiceState(settings, telemetry, Pipeline(decoder, telemetry, settings.default_slo_ms / 1e3))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(_warm_all(state, checkpoints))
+        try:
+            yield
+        finally:
+            warming.cancel()
+            await asyncio.gather(warming, return_exceptions=True)
+            await _drain(state)
+            decoder.close()
+
+    app = FastAPI(
+        title="Slicewise",
+        version=version("slicewise"),
+        summary="Serves each image with just the slice of the network that it needs.",
+        lifespan=lifespan,
+        root_path=settings.root_path,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = state
+    problems.install(app, telemetry)
+    app.include_router(classify.router)
+    app.include_router(ops.router)
+    assets = Path(fastapi_offline.__file__).parent / "static"
+    app.mount(ops.DOCS_ASSETS, StaticFiles(directory=assets), name="docs-assets")
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )  # fmt: skip
+    app.add_middleware(RequestEnvelope, telemetry=telemetry)
+    return app
+
+
+async def _warm_all(state: ServiceState, checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Build and measure one model after the other on a thread; a failure is logged and never becomes ready."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1, thread_name_prefix="warm-up") as pool:
+        for name, checkpoint in checkpoints.items():
+            try:
+                warm = await loop.run_in_executor(pool, warm_up, checkpoint, state.settings)
+            except Exception:
+                log.exception("warm_up_failed", model=name)
+                raise
+            state.models[name] = HostedModel(checkpoint.manifest, warm, state.settings, state.telemetry)
+            table_ms = {
+                f"{w if w is not None else 'trunk'}/{b}": round(s * 1e3, 2)
+                for (w, b), s in warm.table.seconds_by_batch.items()
+            }
+            log.info("model_ready", model=name, version=checkpoint.manifest.version, latency_ms=table_ms)
+
+
+async def wait_until_idle(state: ServiceState, limit_s: float) -> None:
+    """Return when no admitted image is left, or after ``limit_s`` seconds."""
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + limit_s
+    while any(model.admitted for model in state.models.values()) and loop.time() < give_up_s:  # noqa: ASYNC110  # only while draining
+        await asyncio.sleep(DRAIN_POLL_S)
+
+
+async def _drain(state: ServiceState) -> None:
+    state.draining = True
+    for model in state.models.values():
+        await model.batcher.close(state.settings.drain_limit_s)

@@ -1,0 +1,279 @@
+"""The asyncio shell of one model: feeds free workers from the scheduler and keeps every promise.
+
+Two steps per image: the trunk (and the gate) on a mixed batch, then the body at the decided width on
+a dense batch. Everything here runs on the event loop except ``_run_trunk`` and ``_run_body``, which
+run on worker threads and touch the engine only.
+
+An image whose caller has gone, or whose deadline has passed, is dropped when a batch is formed and
+never disturbs its batch-mates; a batch that fails fails alone; a closed batcher answers everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import structlog
+
+from service.engine.base import F32, Engine, Feature
+from service.errors import BackendError, DeadlineExceededError, DrainingError, SlicewiseError
+from service.request import Batch, Entry, Route, Window
+from service.scheduler import Scheduler, Selection
+from service.telemetry import ModelTelemetry, width_label
+
+log = structlog.get_logger()
+
+Decide = Callable[[Entry, int | None, float], Route]
+
+DRAIN_RETRY_S = 1.0
+"""Retry-After of refusals at shutdown: another replica can take the request at once."""
+LAST_BATCH_S = 5.0
+"""How long a batch that is on a worker may outlast the drain limit; a thread cannot be killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One image to classify: normalised [3, H, W] float32 and what routing needs.
+
+    deadline_s  monotonic, inf without one. due_s orders the queues.
+    """
+
+    image_CHW: F32
+    window: Window
+    arrived_s: float
+    due_s: float
+    deadline_s: float = math.inf
+    urgency: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the batcher returns: class logits [K], gate logits [G] or None, and where the time went."""
+
+    logits_K: F32
+    gate_logits_G: F32 | None
+    route: Route
+    queue_s: float
+    trunk_s: float
+    body_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _AfterTrunk:
+    """An entry's payload between trunk and body."""
+
+    feature: Feature
+    gate_logits_G: F32 | None
+
+
+class Ticket:
+    """The promise of one entry: its future, and whether a worker holds it now."""
+
+    __slots__ = ("future", "running")
+
+    def __init__(self, future: asyncio.Future[Outcome]) -> None:
+        self.future, self.running = future, False
+
+    def done(self) -> bool:
+        return self.future.done()
+
+
+class Batcher:
+    """Owns the queues and the worker slots of one model.
+
+    decide    (entry, index into the gate's choices or None when forced, now_s) -> Route.
+    capacity  images that are admitted at most; when more lie in the queues, some have lost their
+              callers and are swept out.
+    """
+
+    def __init__(
+        self, engine: Engine, scheduler: Scheduler, decide: Decide, telemetry: ModelTelemetry, capacity: int
+    ) -> None:
+        self._engine, self._scheduler, self._decide, self._telemetry = engine, scheduler, decide, telemetry
+        self._capacity = capacity
+        self._free = engine.workers
+        self._pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="engine")
+        self._running: dict[asyncio.Task[None], Batch] = {}
+        self._closed = self._stopped = False
+
+    @property
+    def waiting(self) -> int:
+        """Images in all queues."""
+        return len(self._scheduler)
+
+    async def submit(self, order: Order) -> Outcome:
+        """Classify one image; resolves at the latest at its deadline.
+
+        Raises DrainingError, DeadlineExceededError, BackendError. Cancelling the caller drops the
+        image if no worker has it yet.
+        """
+        now_s = time.monotonic()
+        if self._closed:
+            raise DrainingError("the model is shutting down", DRAIN_RETRY_S)
+        if self.waiting >= self._capacity:
+            self._drop(self._scheduler.prune(now_s))
+        ticket = Ticket(asyncio.get_running_loop().create_future())
+        self._scheduler.push(
+            Entry(
+                promise=ticket,
+                payload=order.image_CHW,
+                window=order.window,
+                arrived_s=order.arrived_s,
+                due_s=order.due_s,
+                queued_s=now_s,
+                deadline_s=order.deadline_s,
+                urgency=order.urgency,
+            )
+        )
+        self._pump()
+        limit_s = None if order.deadline_s == math.inf else order.deadline_s - now_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await ticket.future
+        except TimeoutError as error:
+            raise _missed(order, "late" if ticket.running else "expired") from error
+
+    async def close(self, drain_s: float) -> None:
+        """Finish what waits within ``drain_s`` seconds, then refuse the rest; every promise resolves."""
+        self._closed = True
+        give_up_s = time.monotonic() + drain_s
+        while self._running and time.monotonic() < give_up_s:
+            await asyncio.wait(self._running, timeout=give_up_s - time.monotonic())
+        self._stopped = True
+        if self._running:
+            await asyncio.wait(self._running, timeout=LAST_BATCH_S)
+        for batch in self._running.values():
+            for entry in batch.entries:
+                _break(entry, BackendError(f"the model did not finish its batch within {LAST_BATCH_S:g} s of shutdown"))
+        for entry in self._scheduler.clear():
+            self._forget_trunk_row(entry)
+            _break(entry, DrainingError("the service shut down before this image was computed", DRAIN_RETRY_S))
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _pump(self) -> None:
+        """Give every free worker a batch, as long as something waits."""
+        now_s = time.monotonic()
+        while self._free and not self._stopped:
+            selection = self._scheduler.next_batch(now_s)
+            self._drop(selection)
+            if selection.batch is None:
+                break
+            self._free -= 1
+            task = asyncio.create_task(self._run(selection.batch, now_s))
+            self._running[task] = selection.batch
+            task.add_done_callback(self._running.pop)
+        self._publish_queues()
+
+    async def _run(self, batch: Batch, now_s: float) -> None:
+        """One batch on one worker slot; whatever happens, its entries move on or are answered."""
+        self._telemetry.batch_dispatched(batch.entries, now_s)
+        for entry in batch.entries:
+            _set_running(entry, True)
+        try:
+            if batch.width is None:
+                await self._step_trunk(batch, now_s)
+            else:
+                await self._step_body(batch, batch.width, now_s)
+        except Exception as error:  # the engine is foreign code; its failure is this batch's answer
+            log.error(
+                "batch_failed", width=width_label(batch.width, "trunk"), images=len(batch.entries), exc_info=error
+            )
+            for entry in batch.entries:
+                self._forget_trunk_row(entry)
+                _break(entry, BackendError(f"the model failed on a batch of {len(batch.entries)} images"))
+        finally:
+            self._free += 1
+            self._pump()
+
+    async def _step_trunk(self, batch: Batch, now_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        results, seconds = await loop.run_in_executor(self._pool, partial(self._run_trunk, batch.entries))
+        self._telemetry.batch_done(None, len(batch.entries), seconds)
+        done_s = time.monotonic()
+        for entry, after in zip(batch.entries, results, strict=True):
+            _set_running(entry, False)
+            choice = None if after.gate_logits_G is None else int(np.argmax(after.gate_logits_G))
+            self._scheduler.push(
+                replace(
+                    entry,
+                    payload=after,
+                    route=self._decide(entry, choice, done_s),
+                    queued_s=done_s,
+                    waited_s=entry.waited_s + now_s - entry.queued_s,
+                    trunk_s=seconds,
+                )
+            )
+
+    async def _step_body(self, batch: Batch, width: int, now_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        logits_NK, seconds = await loop.run_in_executor(self._pool, partial(self._run_body, width, batch.entries))
+        self._telemetry.batch_done(width, len(batch.entries), seconds)
+        for entry, logits_K in zip(batch.entries, logits_NK, strict=True):
+            assert entry.route is not None, "a body batch holds routed entries: this is a bug"
+            self._telemetry.body_row(entry.route)
+            queue_s = entry.waited_s + now_s - entry.queued_s
+            _keep(entry, Outcome(logits_K, entry.payload.gate_logits_G, entry.route, queue_s, entry.trunk_s, seconds))
+
+    def _run_trunk(self, entries: Sequence[Entry]) -> tuple[list[_AfterTrunk], float]:
+        """On a worker: the trunk for all rows, the slimming head for those whose width is not forced."""
+        start_s = time.perf_counter()
+        features, gate_inputs_NR = self._engine.trunk([entry.payload for entry in entries])
+        gated = [row for row, entry in enumerate(entries) if entry.window.forced is None]
+        logits: dict[int, F32] = {}
+        if gated:
+            logits_NG = self._engine.gate(gate_inputs_NR[gated] if len(gated) < len(entries) else gate_inputs_NR)
+            logits = dict(zip(gated, logits_NG, strict=True))
+        after = [_AfterTrunk(feature, logits.get(row)) for row, feature in enumerate(features)]
+        return after, time.perf_counter() - start_s
+
+    def _run_body(self, width: int, entries: Sequence[Entry]) -> tuple[F32, float]:
+        start_s = time.perf_counter()
+        logits_NK = self._engine.body(width, [entry.payload.feature for entry in entries])
+        return logits_NK, time.perf_counter() - start_s
+
+    def _drop(self, selection: Selection) -> None:
+        """Account entries that will never be computed and answer those that still have a caller."""
+        dropped = self._telemetry.telemetry.dropped
+        for reason, entries in (("cancelled", selection.cancelled), ("expired", selection.expired)):
+            for entry in entries:
+                dropped.labels(reason).inc()
+                self._forget_trunk_row(entry)
+                _break(entry, DeadlineExceededError("the deadline passed while the image waited", "expired"))
+
+    def _forget_trunk_row(self, entry: Entry) -> None:
+        """Account the trunk row of an entry whose body will never run."""
+        if entry.route is not None:
+            self._telemetry.trunk_row(None, entry.route.gate_width is not None)
+
+    def _publish_queues(self) -> None:
+        gauge, model = self._telemetry.telemetry.queue_images, self._telemetry.labels.model
+        for width in self._scheduler.widths:
+            gauge.labels(model, width_label(width, "trunk")).set(self._scheduler.waiting(width))
+
+
+def _missed(order: Order, outcome: str) -> DeadlineExceededError:
+    budget_ms = (order.deadline_s - order.arrived_s) * 1e3
+    return DeadlineExceededError(f"no answer within the latency budget of {budget_ms:g} ms", outcome)
+
+
+def _set_running(entry: Entry, running: bool) -> None:
+    assert isinstance(entry.promise, Ticket), "submit makes the tickets: this is a bug"
+    entry.promise.running = running
+
+
+def _keep(entry: Entry, outcome: Outcome) -> None:
+    assert isinstance(entry.promise, Ticket), "submit makes the tickets: this is a bug"
+    if not entry.promise.done():
+        entry.promise.future.set_result(outcome)
+
+
+def _break(entry: Entry, error: SlicewiseError) -> None:
+    assert isinstance(entry.promise, Ticket), "submit makes the tickets: this is a bug"
+    if not entry.promise.done():
+        entry.promise.future.set_exception(error)

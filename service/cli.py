@@ -1,0 +1,130 @@
+"""Console script ``slicewise``: serve a repository, or check one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from models.checkpoint import CheckpointError, load, models_in, resolve, versions
+from service.api.state import ServiceState
+from service.app import create_app, load_checkpoints, wait_until_idle
+from service.logs import configure
+from service.settings import Settings, unknown_variables
+
+log = structlog.get_logger()
+
+USAGE = """usage: slicewise COMMAND [flags]
+
+commands:
+  serve   answer requests (slicewise serve --help lists every setting)
+  check   load and verify a model repository; exit 1 with the reasons when something is wrong
+"""
+
+
+class DrainingServer(uvicorn.Server):
+    """Answers 503 on /readyz from SIGTERM on, finishes what is in flight, then exits with status 0."""
+
+    def __init__(self, config: uvicorn.Config, state: ServiceState) -> None:
+        super().__init__(config)
+        self._state = state
+        self._drain: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain on the first signal, leave at once on the second."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self._drain is not None:
+            self.force_exit = self.should_exit = True
+            return
+        self._state.draining = True
+        log.info("draining", in_flight_limit_s=self._state.settings.drain_limit_s)
+        self._drain = asyncio.get_running_loop().create_task(self._drain_then_exit())
+
+    async def _drain_then_exit(self) -> None:
+        settings = self._state.settings
+        await asyncio.sleep(settings.drain_delay_s)
+        await wait_until_idle(self._state, settings.drain_limit_s)
+        self.should_exit = True
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Serve until SIGTERM or SIGINT. Status 0 after a drain, 1 when a checkpoint or the port is bad."""
+    settings = CliApp.run(Settings, cli_args=list(arguments))
+    configure(settings.log_format, settings.log_level)
+    log.info("settings", **settings.model_dump(mode="json"))
+    for name in unknown_variables():
+        log.warning("unknown_variable", name=name, hint="no setting reads it; see slicewise serve --help")
+    app = create_app(settings, load_checkpoints(settings))
+    return run(app, settings)
+
+
+def run(app: FastAPI, settings: Settings) -> int:
+    """Serve ``app`` until it has drained; 1 when it could not start, for example on a port in use."""
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
+        timeout_keep_alive=int(settings.keep_alive_s), timeout_graceful_shutdown=int(settings.drain_limit_s) + 1,
+    )  # fmt: skip
+    server = DrainingServer(config, app.state.service)
+    server.run()
+    return 0 if server.started else 1
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Load and verify every version of every model in a repository; 1 when one is bad or there is none."""
+    settings = CliApp.run(Settings, cli_args=list(arguments))
+    configure(settings.log_format, "warning")
+    root = settings.repository
+    bad = 0
+    checked = 0
+    for name in models_in(root):
+        for number in versions(root, name):
+            checked += 1
+            try:
+                manifest = load(resolve(root, name, number)).manifest
+                print(
+                    f"ok   {name}/{number}: {manifest.architecture}, {len(manifest.slices)} slices, {manifest.digest}"
+                )
+            except CheckpointError as error:
+                bad += 1
+                print(f"bad  {name}/{number}: {error}")
+    if not checked:
+        print(f"bad  {root}: no model; expected NAME/VERSION/ with model.safetensors and manifest.json")
+    return 1 if bad or not checked else 0
+
+
+def main() -> None:
+    """Entry point."""
+    commands = {"serve": serve, "check": check}
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in commands:
+        known = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(USAGE, file=sys.stdout if known else sys.stderr)
+        sys.exit(0 if known else 2)
+    try:
+        sys.exit(commands[arguments[0]](arguments[1:]))
+    except CheckpointError as error:
+        print(f"slicewise: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except ValidationError as error:
+        for e in error.errors():
+            name = ".".join(map(str, e["loc"]))
+            print(f"slicewise: error: setting {name}: {e['msg']}, given {e['input']!r}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""The code that owns the device. Everything above passes images and widths."""

@@ -1,0 +1,43 @@
+"""What the batcher asks of a device.
+
+Shapes: N images, R gate hidden, G gate choices, K classes. A feature is whatever the engine's own
+trunk made of one image and stays where the engine keeps it; nobody else looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+Feature = Any
+
+
+class TrunkResult(NamedTuple):
+    """features: one per image. gate_inputs [N, R]: what the slimming head reads."""
+
+    features: Sequence[Feature]
+    gate_inputs_NR: F32
+
+
+class Engine(Protocol):
+    """One model on one device. The methods block, are thread-safe, and any batch size is allowed."""
+
+    name: str
+    device: str
+    workers: int
+
+    def trunk(self, images_CHW: Sequence[F32]) -> TrunkResult:
+        """Normalised float32 images [3, H, W] -> features and the slimming head's inputs."""
+        ...
+
+    def gate(self, gate_inputs_NR: F32) -> F32:
+        """Slimming logits [N, G]."""
+        ...
+
+    def body(self, width: int, features: Sequence[Feature]) -> F32:
+        """Class logits [N, K] at one ladder index."""
+        ...

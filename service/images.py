@@ -1,0 +1,69 @@
+"""Encoded bytes -> network input, on a bounded pool of threads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.transform import ImageError, ImageTooLargeError, InputSpec, load_image
+from service.errors import BadImageError, TooLargeError
+
+MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif")
+
+_BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
+
+
+class ImageDecoder:
+    """Decodes, resizes and normalises images off the event loop.
+
+    threads     images that are decoded at once; the codecs release the interpreter lock.
+    max_pixels  per image, checked from its header before any pixel is decoded.
+
+    What waits here is not bounded again: every caller holds a place in a model's bounded queue.
+    """
+
+    def __init__(self, threads: int, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    async def decode(self, data: bytes, spec: InputSpec) -> tuple[NDArray[np.float32], float]:
+        """Normalised float32 [3, H, W], and the seconds that it took on its thread.
+
+        Raises BadImageError for bytes that do not decode and TooLargeError for too many pixels. When
+        the caller is cancelled, a decode that has not begun never does, and one that has is discarded.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._load, data, spec)
+        except ImageTooLargeError as error:
+            raise TooLargeError(str(error)) from error
+        except ImageError as error:
+            raise BadImageError(str(error)) from error
+
+    def close(self) -> None:
+        """Take nothing new. Does not wait; what is queued still runs, so that no caller hangs."""
+        self._pool.shutdown(wait=False)
+
+    def _load(self, data: bytes, spec: InputSpec) -> tuple[NDArray[np.float32], float]:
+        began_s = time.perf_counter()
+        image_CHW = load_image(data, spec, self._max_pixels)
+        return image_CHW, time.perf_counter() - began_s
+
+
+def sniff_media_type(data: bytes) -> str | None:
+    """The media type that the first bytes announce, or None when it is none of MEDIA_TYPES."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    # Two letters alone would take any text that begins with BM for a picture.
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
+        return "image/bmp"
+    return None

@@ -1,0 +1,154 @@
+"""The frozen vocabulary of a request, from its headers to its answer.
+
+Times are seconds on the monotonic clock unless a name says otherwise; costs are MAdds of one image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from typing import Any, Literal, Protocol
+
+Forced = int | Literal["narrowest", "widest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the client grants, as parsed from the wire; None = not stated.
+
+    compute_madds     ceiling on this image's served MAdds.
+    compute_share     the same as an exact share (0, 1] of the widest slice's served MAdds.
+    latency_s         answered or refused within this time from the last byte's arrival.
+    accuracy_floor    least accuracy, ratio in (0, 1], exact.
+    forced            the slice to use, bypassing the gate.
+    urgency           RFC 9218: 0 most urgent .. 7, default 3.
+    """
+
+    compute_madds: int | None = None
+    compute_share: Fraction | None = None
+    latency_s: float | None = None
+    accuracy_floor: Fraction | None = None
+    forced: Forced | None = None
+    urgency: int = 3
+
+    def kinds(self) -> tuple[str, ...]:
+        """The budgets that are stated, by their metric label."""
+        stated = {
+            "latency": self.latency_s is not None,
+            "compute": self.compute_madds is not None or self.compute_share is not None,
+            "accuracy": self.accuracy_floor is not None,
+        }
+        return tuple(kind for kind, is_stated in stated.items() if is_stated)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFacts:
+    """What routing knows of one slice. accuracy: top-1 on the test split, None until measured."""
+
+    width: int
+    madds_published: int
+    madds_served: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The slices that a request allows: lo..hi inclusive; forced is inside it when set."""
+
+    lo: int
+    hi: int
+    forced: int | None = None
+
+
+class Reason(StrEnum):
+    """Why the served slice is what it is; the first that applies, in this order."""
+
+    FORCED = "forced"
+    ACCURACY_FLOOR = "accuracy_floor"
+    COMPUTE_BUDGET = "compute_budget"
+    LATENCY_BUDGET = "latency_budget"
+    LOAD = "load"
+    WIDENED = "widened"
+    POLICY = "policy"
+    GATE = "gate"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The decision for one image. gate_width: the gate's wish, None when it did not run."""
+
+    width: int
+    reason: Reason
+    gate_width: int | None
+
+
+class Promise(Protocol):
+    """The one future of a request; the scheduler only asks whether anybody still waits."""
+
+    def done(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One image on its way through the queues; equal to itself alone.
+
+    due_s       orders the queues: the deadline, or arrival plus the default target without one.
+    deadline_s  hard; past it the entry is dropped, never computed. inf without a Latency-Budget.
+    queued_s    when it entered the queue it is in now.
+    waited_s    what it waited in earlier queues.
+    trunk_s     seconds of its trunk batch, 0 before the trunk.
+    payload     the image before the trunk, its features after it; opaque to everything that decides.
+    route       set after the trunk.
+    """
+
+    promise: Promise
+    payload: Any
+    window: Window
+    arrived_s: float
+    due_s: float
+    queued_s: float
+    deadline_s: float = math.inf
+    urgency: int = 3
+    waited_s: float = 0.0
+    trunk_s: float = 0.0
+    route: Route | None = None
+
+    def abandoned(self) -> bool:
+        """True when the caller has gone or has been answered already."""
+        return self.promise.done()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Entries that run together. width: a ladder index, or None for the trunk."""
+
+    width: int | None
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where one image's time went, in seconds; measured once, shown everywhere.
+
+    queue  wait before the trunk plus wait in the bucket.
+    total  arrival of the last byte to the answer.
+    """
+
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    trunk_s: float = 0.0
+    body_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One image's answer: class probabilities (highest first, indices beside them) and its route."""
+
+    indices: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    route: Route
+    madds: int
+    timings: Timings

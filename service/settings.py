@@ -1,0 +1,115 @@
+"""The only reader of the environment and of flags: frozen, with the unit in every name.
+
+Every field is a flag of ``slicewise serve`` (``--body-limit-bytes``) and an environment variable
+(``SLICEWISE_BODY_LIMIT_BYTES``); a flag wins. Descriptions state the trade of each bound.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+import models
+
+ZOO = Path(models.__file__).parent / "zoo"
+
+
+class Settings(BaseSettings):
+    """Serve image classification, each image with just the slice of the network that it needs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SLICEWISE_",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        nested_model_default_partial_update=False,
+    )
+
+    repository: Path = Field(ZOO, description="model repository: NAME/VERSION/{model.safetensors,manifest.json}")
+    model: list[str] = Field(
+        ["ds_mbnet_cifar10"],
+        min_length=1,
+        description="models to serve, may be repeated; the first answers /v1/classify",
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    root_path: str = Field("", description="path prefix under which a proxy serves this application")
+    cors_origins: list[str] = Field([], description="origins that browsers may call from; none by default")
+
+    workers: int = Field(
+        0, ge=0, description="batches that run at once; 0 = one per core. More than cores only adds waiting"
+    )
+    queue_capacity_images: int = Field(
+        256, ge=1, description="images admitted and not answered; a larger queue refuses less and waits longer"
+    )
+    default_slo_ms: float = Field(
+        1000.0, gt=0, description="orders requests without Latency-Budget among those with one; never refuses anything"
+    )
+    slo_target_ratio: float = Field(
+        0.99, gt=0, le=1, description="SLO attainment target, exported for dashboards and alerts"
+    )
+    profile_limit_s: float = Field(
+        20.0,
+        gt=0,
+        le=20,
+        description="time to measure the latency table at start; longer is steadier, and starts later",
+    )
+
+    body_limit_bytes: int = Field(
+        10 * 2**20, ge=1, description="largest body of a one-image request; larger photographs cost memory per request"
+    )
+    batch_body_limit_bytes: int = Field(64 * 2**20, ge=1, description="largest body of /v1/classify/batch")
+    batch_limit_images: int = Field(64, ge=1, description="most images in one /v1/classify/batch")
+    image_limit_pixels: int = Field(
+        40_000_000, ge=1, description="most pixels of one image, checked before decoding; each costs about 4 bytes"
+    )
+    body_timeout_s: float = Field(
+        10.0, gt=0, description="time for a request's bytes to arrive; shorter frees slow clients' memory sooner"
+    )
+    decode_threads: int = Field(
+        0, ge=0, description="threads that decode images; 0 = one per core. More only compete with the network"
+    )
+    keep_alive_s: float = Field(30.0, gt=0, description="how long an idle connection is kept open")
+    drain_limit_s: float = Field(
+        20.0, gt=0, description="time for work in flight at SIGTERM; then it is refused with 503"
+    )
+    drain_delay_s: float = Field(
+        0.0, ge=0, description="time to answer 503 on /readyz after SIGTERM before closing the port, for load balancers"
+    )
+    log_format: Literal["console", "json"] = Field("console", description="how log lines are written")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
+
+    @model_validator(mode="after")
+    def _a_batch_fits_the_queue(self) -> Self:
+        if self.batch_limit_images > self.queue_capacity_images:
+            raise ValueError(
+                f"batch_limit_images is {self.batch_limit_images}; allowed: at most queue_capacity_images, "
+                f"{self.queue_capacity_images}, because a larger batch could never be admitted"
+            )
+        return self
+
+    @property
+    def worker_slots(self) -> int:
+        """Batches that run at once."""
+        return self.workers or usable_cores()
+
+    @property
+    def decoder_threads(self) -> int:
+        """Threads that decode images."""
+        return self.decode_threads or usable_cores()
+
+
+def usable_cores() -> int:
+    """Cores this process may run on (containers and taskset narrow them)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def unknown_variables() -> list[str]:
+    """SLICEWISE_* variables that no setting reads: most often a typing mistake."""
+    prefix = "SLICEWISE_"
+    known = {prefix + name.upper() for name in Settings.model_fields} | {"SLICEWISE_DATA_DIR"}
+    return sorted(name for name in os.environ if name.startswith(prefix) and name not in known)
