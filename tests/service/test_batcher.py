@@ -1,0 +1,237 @@
+import asyncio
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from service.batcher import Batcher, Order
+from service.engine.base import TrunkResult
+from service.errors import BackendError, DeadlineExceededError, DrainingError
+from service.request import Reason, Route, SliceFacts, Window
+from service.scheduler import Scheduler
+from service.telemetry import ModelLabels, ModelTelemetry, Telemetry
+
+SLICES = (SliceFacts(0, 100, 110, None), SliceFacts(1, 200, 210, None))
+TRUNK_MADDS = 60
+
+
+class FakeEngine:
+    """Doubles its input. An image is [value]; its gate wishes width 1 for odd values.
+
+    ``hold`` stops the workers at the next call until it is set again; a value in ``poison`` fails the
+    batch that it is in.
+    """
+
+    name, device = "fake", "cpu"
+
+    def __init__(self, workers=1):
+        self.workers = workers
+        self.hold = threading.Event()
+        self.hold.set()
+        self.poison = set()
+        self.trunk_batches, self.body_batches = [], []
+
+    def trunk(self, images):
+        assert self.hold.wait(10)
+        self.trunk_batches.append([int(i[0]) for i in images])
+        if self.poison & set(self.trunk_batches[-1]):
+            raise RuntimeError("poisoned trunk")
+        return TrunkResult(list(images), np.stack(images))
+
+    def gate(self, inputs):
+        return np.stack([1 - inputs[:, 0] % 2, inputs[:, 0] % 2], axis=1)
+
+    def body(self, width, features):
+        assert self.hold.wait(10)
+        self.body_batches.append((width, [int(f[0]) for f in features]))
+        if self.poison & {-v for v in self.body_batches[-1][1]}:
+            raise RuntimeError("poisoned body")
+        return np.stack(features) * 2
+
+
+def decide(entry, choice, now_s):
+    if entry.window.forced is not None:
+        return Route(entry.window.forced, Reason.FORCED, None)
+    return Route(choice, Reason.GATE, choice)
+
+
+class Harness:
+    def __init__(self, engine, limit=4, capacity=100):
+        self.telemetry = Telemetry()
+        model = ModelTelemetry(self.telemetry, ModelLabels("m", "1"), SLICES)
+        model._trunk_madds = TRUNK_MADDS  # what describe() takes from the manifest
+        self.engine = engine
+        self.batcher = Batcher(engine, Scheduler({None: limit, 0: limit, 1: limit}), decide, model, capacity)
+
+    def submit(self, value, *, forced=None, deadline_s=math.inf):
+        now_s = time.monotonic()
+        order = Order(
+            np.array([value], np.float32), Window(0, 1, forced), now_s, min(deadline_s, now_s + 1), deadline_s
+        )
+        return asyncio.ensure_future(self.batcher.submit(order))
+
+    def metric(self, name, **labels):
+        return self.telemetry.registry.get_sample_value(name, labels) or 0
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_cancelling_one_caller_of_a_batch_leaves_its_batch_mates_served():
+    h = Harness(FakeEngine())
+    h.engine.hold.clear()
+    first, second, third = (h.submit(v) for v in (2, 4, 6))
+    await settle()  # the first is on the worker; in a second round the others share a batch
+    second.cancel()
+    h.engine.hold.set()
+    outcomes = await asyncio.wait_for(asyncio.gather(first, third), 5)
+    assert [o.logits_K[0] for o in outcomes] == [4, 12]
+    assert second.cancelled()
+    assert 4 not in [v for batch in h.engine.trunk_batches for v in batch]
+    assert h.metric("slicewise_dropped_total", reason="cancelled") == 1
+
+
+async def test_cancelling_a_caller_whose_batch_is_running_leaves_its_batch_mates_served():
+    h = Harness(FakeEngine())
+    h.engine.hold.clear()
+    blocker = h.submit(100)
+    await settle()
+    mates = [h.submit(v) for v in (2, 4, 6)]
+    h.engine.hold.set()
+    await blocker
+    while not any(len(batch) == 3 for batch in h.engine.trunk_batches):
+        await asyncio.sleep(0.001)
+    mates[1].cancel()
+    assert [(await asyncio.wait_for(m, 5)).logits_K[0] for m in (mates[0], mates[2])] == [4, 12]
+
+
+async def test_images_are_grouped_by_the_width_that_the_gate_wishes():
+    h = Harness(FakeEngine(), limit=8)
+    h.engine.hold.clear()
+    blocker = h.submit(0)
+    await settle()
+    others = [h.submit(v) for v in range(1, 7)]
+    h.engine.hold.set()
+    outcomes = await asyncio.gather(blocker, *others)
+    assert [o.route.width for o in outcomes] == [0, 1, 0, 1, 0, 1, 0]
+    assert all(width == value % 2 for width, values in h.engine.body_batches for value in values)
+    assert (1, [1, 3, 5]) in h.engine.body_batches
+    assert [o.logits_K[0] for o in outcomes] == [0, 2, 4, 6, 8, 10, 12]
+
+
+async def test_a_forced_width_skips_the_gate_beside_images_that_do_not():
+    h = Harness(FakeEngine(), limit=8)
+    h.engine.hold.clear()
+    blocker = h.submit(0)
+    await settle()
+    forced, free = h.submit(2, forced=1), h.submit(4)
+    h.engine.hold.set()
+    forced, free, _ = await asyncio.gather(forced, free, blocker)
+    assert (forced.route.width, forced.gate_logits_G) == (1, None)
+    assert (free.route.width, list(free.gate_logits_G)) == (0, [1, 0])
+
+
+@pytest.mark.parametrize("poison", [4, -4], ids=["trunk", "body"])
+async def test_a_failing_batch_fails_alone(poison):
+    h = Harness(FakeEngine(), limit=1)
+    h.engine.poison = {poison}
+    good, bad, after = (h.submit(v) for v in (2, 4, 6))
+    with pytest.raises(BackendError):
+        await bad
+    assert [(await t).logits_K[0] for t in (good, after)] == [4, 12]
+
+
+async def test_at_the_deadline_the_caller_is_told_while_its_batch_still_runs():
+    h = Harness(FakeEngine())
+    h.engine.hold.clear()
+    late = h.submit(2, deadline_s=time.monotonic() + 0.05)
+    with pytest.raises(DeadlineExceededError) as caught:
+        await asyncio.wait_for(late, 5)
+    assert caught.value.outcome == "late"
+    h.engine.hold.set()
+    assert (await h.submit(8)).logits_K[0] == 16
+
+
+async def test_an_image_that_expires_in_the_queue_is_never_computed():
+    h = Harness(FakeEngine())
+    h.engine.hold.clear()
+    blocker = h.submit(2)
+    await settle()
+    waiting = h.submit(4, deadline_s=time.monotonic() + 0.03)
+    with pytest.raises(DeadlineExceededError) as caught:
+        await waiting
+    assert caught.value.outcome == "expired"
+    h.engine.hold.set()
+    await blocker
+    await h.submit(6)
+    assert all(4 not in batch for batch in h.engine.trunk_batches)
+    assert h.metric("slicewise_dropped_total", reason="expired") == 1
+
+
+async def test_closing_finishes_what_waits():
+    h = Harness(FakeEngine())
+    tasks = [h.submit(v) for v in range(10)]
+    await settle()
+    await h.batcher.close(5)
+    assert [(await t).logits_K[0] for t in tasks] == [2 * v for v in range(10)]
+    with pytest.raises(DrainingError):
+        await h.submit(1)
+
+
+async def test_closing_refuses_what_does_not_fit_the_drain_time_and_every_promise_resolves():
+    h = Harness(FakeEngine(), limit=1)
+    h.engine.hold.clear()
+    tasks = [h.submit(v) for v in range(6)]
+    await settle()
+    closing = asyncio.ensure_future(h.batcher.close(0.02))
+    await asyncio.sleep(0.1)
+    h.engine.hold.set()
+    await asyncio.wait_for(closing, 5)
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert all(isinstance(r, DrainingError) for r in results)
+
+
+async def test_departed_callers_do_not_fill_the_queue():
+    h = Harness(FakeEngine(), capacity=4)
+    h.engine.hold.clear()
+    blocker = h.submit(0)
+    await settle()
+    for value in range(50):
+        gone = h.submit(value)
+        await settle()
+        gone.cancel()
+        await settle()
+    assert h.batcher.waiting <= 4
+    h.engine.hold.set()
+    assert (await blocker).logits_K[0] == 0
+
+
+async def test_the_ledger_is_exact_whatever_happens_to_the_images():
+    h = Harness(FakeEngine(workers=2), limit=3)
+    h.engine.poison = {-7}
+    rng = np.random.default_rng(0)
+    tasks = []
+    for value in range(60):
+        soon = time.monotonic() + 0.001 if value % 11 == 0 else math.inf
+        tasks.append(h.submit(value, forced=0 if value % 5 == 0 else None, deadline_s=soon))
+        if value % 7 == 3:
+            await asyncio.sleep(0)
+            tasks[int(rng.integers(len(tasks)))].cancel()
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    await h.batcher.close(5)
+    rows = h.metric("slicewise_batch_size_sum", model="m", width="trunk")
+    trunk = sum(
+        h.metric("slicewise_madds_total", model="m", version="1", width=w, stage="trunk") for w in ("0", "1", "none")
+    )
+    gated = (trunk - rows * TRUNK_MADDS) / 10
+    assert rows == sum(map(len, h.engine.trunk_batches))
+    assert gated == int(gated)
+    assert 0 < gated < rows
+    for width in (0, 1):
+        images = h.metric("slicewise_batch_size_sum", model="m", width=str(width))
+        body = h.metric("slicewise_madds_total", model="m", version="1", width=str(width), stage="body")
+        assert body == images * (SLICES[width].madds_published - TRUNK_MADDS)

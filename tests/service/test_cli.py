@@ -1,0 +1,128 @@
+"""The console script as a process: start, answer, check a repository, drain on SIGTERM."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+from support import random_image
+
+
+def slicewise(*arguments, **environment):
+    import os
+
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SLICEWISE_")} | environment
+    return subprocess.Popen(
+        [sys.executable, "-m", "service", *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments, **environment):
+    process = slicewise(*arguments, **environment)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_ready(url, process):
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the service did not become ready")
+
+
+def test_serve_answers_drains_on_sigterm_and_exits_0(repository, port):
+    url = f"http://127.0.0.1:{port}"
+    process = slicewise(
+        "serve", "--repository", str(repository), "--model", "tiny", "--port", str(port), "--drain-delay-s", "1",
+        SLICEWISE_PROFILE_LIMIT_S="0.2", SLICEWISE_LOG_FORMAT="json",
+    )  # fmt: skip
+    try:
+        wait_ready(url, process)
+        statuses, stop = [], threading.Event()
+
+        def load():
+            with httpx.Client(base_url=url) as client:
+                while not stop.is_set():
+                    try:
+                        statuses.append(client.post("/v1/classify", content=random_image(0)).status_code)
+                    except httpx.ConnectError:
+                        return
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        while len(statuses) < 5:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        ready = httpx.get(f"{url}/readyz")
+        assert (ready.status_code, ready.json()["error_type"]) == (503, "draining")
+        _, err = process.communicate(timeout=30)
+        stop.set()
+        thread.join()
+        assert process.returncode == 0, err
+        assert set(statuses) == {200, 503}
+        assert '"event": "settings"' in err
+        assert '"request_id"' in err
+    finally:
+        process.kill()
+
+
+def test_settings_that_are_wrong_are_named():
+    code, _, err = run("serve", "--port", "99999")
+    assert code == 2
+    assert "port" in err
+    assert "99999" in err
+    code, _, err = run("serve", SLICEWISE_WORKERS="-1")
+    assert code == 2
+    assert "workers" in err
+
+
+def test_a_model_that_is_not_there_is_named(repository):
+    code, _, err = run("serve", "--repository", str(repository), "--model", "nope")
+    assert code == 1
+    assert "nope" in err
+
+
+def test_check_says_ok_or_why_not(repository, tmp_path):
+    code, out, _ = run("check", "--repository", str(repository))
+    assert code == 0
+    assert out.count("ok ") == 3
+    shutil.copytree(repository, tmp_path / "broken")
+    tensors = tmp_path / "broken" / "tiny" / "1" / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-10])
+    code, out, _ = run("check", "--repository", str(tmp_path / "broken"))
+    assert code == 1
+    assert "bad  tiny/1" in out
+    assert run("check", "--repository", str(tmp_path))[0] == 1
+
+
+def test_help_lists_the_commands_and_every_setting():
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "serve" in out
+    code, out, _ = run("serve", "--help")
+    assert code == 0
+    assert "--queue-capacity-images" in out
+    assert run("nope")[0] == 2

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from service.latency import LatencyTable
+
+TIMES = {(None, 1): 0.5, (None, 4): 1.0, (0, 1): 1.0, (0, 2): 1.5, (0, 8): 4.5, (1, 1): 2.0, (1, 2): 4.0, (1, 4): 9.0}
+TABLE = LatencyTable(TIMES)
+
+
+@pytest.mark.parametrize(
+    ("width", "batch", "seconds"),
+    [
+        (0, 1, 1.0),
+        (0, 2, 1.5),
+        (0, 3, 2.0),
+        (0, 7, 4.0),
+        (0, 8, 4.5),
+        (0, 16, 9.0),
+        (None, 2, 0.5 + 0.5 / 3),
+        (None, 8, 2.0),
+        (1, 6, 13.5),
+    ],
+)
+def test_unmeasured_sizes_are_interpolated_and_then_cost_per_image_what_the_largest_costs(
+    width: int | None, batch: int, seconds: float
+) -> None:
+    assert TABLE.seconds(width, batch) == pytest.approx(seconds)
+
+
+def test_a_queue_with_one_size_grows_in_proportion() -> None:
+    assert LatencyTable({(None, 1): 0.1, (0, 1): 0.2}).seconds(0, 5) == pytest.approx(1.0)
+
+
+def test_the_best_batch_costs_least_per_image_and_equals_go_to_the_smaller() -> None:
+    assert TABLE.best_batch(None) == 4
+    assert TABLE.best_batch(0) == 8
+    assert TABLE.best_batch(1) == 1
+
+
+def test_one_image_alone_pays_trunk_and_body() -> None:
+    assert TABLE.image_seconds(1) == 2.5
+
+
+def test_unknown_queues_and_empty_batches_are_refused() -> None:
+    for width in (7, -1):
+        with pytest.raises(KeyError):
+            TABLE.seconds(width, 3)
+        with pytest.raises(KeyError):
+            TABLE.best_batch(width)
+    with pytest.raises(ValueError, match="at least 1"):
+        TABLE.seconds(0, 0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
+def test_times_are_finite_and_above_0(seconds: float) -> None:
+    with pytest.raises(ValueError, match="width 1 takes"):
+        LatencyTable({**TIMES, (1, 1): seconds})
+
+
+def test_batches_have_at_least_one_image() -> None:
+    with pytest.raises(ValueError, match="at least 1 image"):
+        LatencyTable({**TIMES, (0, 0): 1.0})
+
+
+@pytest.mark.parametrize(("missing", "named"), [((None, 1), "the trunk"), ((1, 1), "width 1")])
+def test_every_queue_is_measured_at_one_image(missing: tuple[int | None, int], named: str) -> None:
+    with pytest.raises(ValueError, match=f"{named} is not measured at a batch of 1"):
+        LatencyTable({key: seconds for key, seconds in TIMES.items() if key != missing})
+
+
+@pytest.mark.parametrize("rows", [{}, {(None, 1): 1.0}, {(0, 1): 1.0}])
+def test_a_table_has_a_trunk_and_a_body(rows: dict[tuple[int | None, int], float]) -> None:
+    with pytest.raises(ValueError, match="trunk and at least one body"):
+        LatencyTable(rows)
+
+
+def test_the_table_is_a_copy_that_nobody_can_write_to() -> None:
+    rows: dict[tuple[int | None, int], float] = {(None, 1): 1.0, (0, 1): 1.0}
+    table = LatencyTable(rows)
+    rows[0, 1] = 9.0
+    assert table.seconds(0, 1) == 1.0
+    with pytest.raises(TypeError):
+        table.seconds_by_batch[0, 1] = 9.0  # type: ignore[index]
