@@ -17,6 +17,7 @@ from models.checkpoint import Manifest, Measured, load, locate, read_manifest
 from models.ds_mbnet import DsMbnetConfig, imagenet14
 from models.dsnet_import import import_dsnet
 from models.export import export_subnet
+from models.training.commands import configure_evaluate, configure_train, run_evaluate, run_train
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 COMMANDS = {
+    "train": Command("both training stages of a recipe -> a checkpoint", configure_train, run_train),
+    "evaluate": Command("top-1 of every slice and of the gate on labelled images", configure_evaluate, run_evaluate),
     "import-dsnet": Command("a published DS-Net .pth.tar -> a checkpoint", _configure_import, _import),
     "inspect": Command("what a checkpoint holds, costs and was measured to do", _configure_inspect, _inspect),
     "export": Command("one slice as one graph for another runtime", _configure_export, _export),

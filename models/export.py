@@ -1,7 +1,7 @@
 """Static slices as ONNX graphs for any batch size, batch norms folded into the convolutions before.
 
 The TorchScript exporter is used on purpose, deprecated or not: a service start-up exports a trunk,
-one body per width and a gate head, and on one core of a small server it needs 0.05-0.1 s per
+one body per width and a gate head, and on one core of a small server it needs 0.05-0.2 s per
 full-size graph where the ``dynamo=True`` exporter needs 1.5-3 s (torch 2.13, measured). What it
 writes is checked against torch in tests/models/test_export.py, for every width.
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from models.checkpoint import Manifest, Measured, save
+from models.checkpoint import Manifest, Measured, require_new, save
 from models.registry import build
 from models.supernet import Supernet
 from models.training.calibrate import calibrate
@@ -39,6 +39,7 @@ def train(recipe: Recipe, train_data: Path, test_data: Path | None, run_dir: Pat
     run_dir keeps ``supernet.pt`` (rewritten after every epoch; a later call resumes from it) and
     ``log.csv``. Without test data the manifest carries hold-out figures only.
     """
+    require_new(out_dir)  # before the hours, not after them
     began_s = time.monotonic()
     run_dir.mkdir(parents=True, exist_ok=True)
     images = load_folder(train_data, recipe.input_spec)

@@ -16,10 +16,6 @@ from models.ds_mbnet import DsMbnetConfig
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-# Tiny networks gain nothing from threads, and lose much where the cores are busy.
-torch.set_num_threads(1)
-
-
 class Golden(NamedTuple):
     """What the published code computed on a toy network, and that network."""
 

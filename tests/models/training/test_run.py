@@ -1,0 +1,96 @@
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from support import TINY, TINY_INPUT, encode
+
+from models import cli
+from models.checkpoint import CheckpointError, load
+from models.training import commands
+from models.training.recipes import RECIPES, GateRecipe, Recipe, SupernetRecipe
+from models.training.run import train
+
+TOY = Recipe(
+    "toy",
+    "colours",
+    "ds_mbnet",
+    lambda: asdict(replace(TINY, classes=4)),
+    TINY_INPUT,
+    SupernetRecipe(cycles=(4, 4), batch_size=16, lr=0.05, ema_decay=0.9, crop_padding=1, calibration_batches=4),
+    # Tolerates any drop: on so few images only the way matters, not the figure.
+    GateRecipe(views=1, epochs=20, batch_size=16, hard_weights=(1.0, 3.0), tolerated_drop=1.0),
+    hold_out=40,
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two ImageFolders: one colour per class, and a third of the images without any."""
+    root = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 60), ("test", 15)):
+        for k, colour in enumerate(((190, 60, 60), (60, 190, 60), (60, 60, 190), (180, 180, 60))):
+            folder = root / split / f"class{k}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                hopeless = i % 3 == 0  # grey noise: what a gate can tell from colours, and no width gets right
+                mean = np.array((128, 128, 128) if hopeless else colour)
+                pixels = mean + rng.normal(0, 70 if hopeless else 20, (16, 16, 3))
+                (folder / f"{i:03}.png").write_bytes(encode(pixels.clip(0, 255).astype(np.uint8)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(folders, tmp_path_factory):
+    root = tmp_path_factory.mktemp("run")
+    manifest = train(TOY, folders / "train", folders / "test", root / "run", root / "zoo" / "toy" / "1")
+    return root, manifest
+
+
+def test_a_run_ends_in_a_checkpoint_whose_numbers_name_their_split_and_count(trained):
+    root, manifest = trained
+    assert load(root / "zoo" / "toy" / "1").manifest == manifest
+    for record in manifest.slices:
+        assert [(m.split, m.count) for m in record.accuracy] == [("hold-out", 40), ("test", 60)]
+    assert [(m.split, m.count) for m in manifest.gate.accuracy] == [("hold-out", 40), ("test", 60)]
+    assert sum(manifest.gate.hold_out_shares) == pytest.approx(1)
+    assert manifest.dataset == {"name": "colours", "train_images": 200, "hold_out_images": 40, "test_images": 60}
+    assert manifest.recipe["supernet"]["lr"] == 0.05
+    assert (root / "run" / "log.csv").read_text().count("\n") == 9
+
+
+def test_a_finished_run_is_not_trained_again_and_never_overwrites(trained, folders):
+    root, manifest = trained
+    again = train(TOY, folders / "train", folders / "test", root / "run", root / "zoo" / "toy" / "2")
+    assert again.digest == manifest.digest
+    with pytest.raises(CheckpointError, match="already there"):
+        train(TOY, folders / "train", None, root / "other", root / "zoo" / "toy" / "1")
+    assert not (root / "other").exists()
+
+
+def test_the_commands_train_and_evaluate(trained, folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "toy", lambda: TOY)
+    out = tmp_path / "zoo" / "toy" / "1"
+    arguments = [
+        "--recipe",
+        "toy",
+        "--data",
+        str(folders / "train"),
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--out",
+        str(out),
+    ]
+    assert cli.main(["train", *arguments, "--seed", "3"]) == 0
+    assert load(out).manifest.recipe["seed"] == 3
+    answers = tmp_path / "answers.json"
+    assert cli.main(["evaluate", str(out.parent), "--data", str(folders / "test"), "--json", str(answers)]) == 0
+    report = json.loads(answers.read_text())
+    printed = capsys.readouterr().out
+    assert len(report["images"]) == report["count"] == 60
+    right = np.mean([image["answers"][3] == image["label"] for image in report["images"]])
+    assert right == pytest.approx(report["accuracy"][3])
+    assert f"width 3: top-1 {right:.4f}" in printed
+    assert all(min(image["margins"]) >= 0 and image["gate_margin"] >= 0 for image in report["images"])
+    assert commands.RECIPES is RECIPES

@@ -1,0 +1,191 @@
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from support import TINY, TINY_INPUT, tiny_net
+from torch import nn
+
+from models.ds_mbnet import DsMbnet
+from models.layers import SlicedBatchNorm2d
+from models.training.calibrate import calibrate
+from models.training.data import Batches, LabelledImages
+from models.training.evaluate import evaluate
+from models.training.gate_stage import GateData, fit_gate, train_head
+from models.training.losses import (
+    distillation,
+    madds_penalty,
+    sandwich_gate_sparsification,
+    straight_through_gumbel,
+)
+from models.training.recipes import GateRecipe, SupernetRecipe
+from models.training.supernet_stage import SupernetTrainer, learning_rate
+
+RECIPE = SupernetRecipe(cycles=(12,), batch_size=32, lr=0.05, warmup_epochs=0.5, ema_decay=0.9, crop_padding=1)
+
+
+def toy_images(count=320, classes=4, noise=40, seed=0):
+    """One colour per class under noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int64) % classes
+    colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [190, 190, 60]])[labels]
+    pixels = colours[:, None, None, :] + rng.normal(0, noise, (count, 16, 16, 3))
+    return LabelledImages(
+        pixels.clip(0, 255).astype(np.uint8), labels, tuple("abcd"[:classes]), tuple(map(str, range(count)))
+    )
+
+
+def toy_net(seed=0, **changes):
+    torch.manual_seed(seed)
+    return DsMbnet(replace(TINY, classes=4, **changes))
+
+
+def batches_of(images, recipe=RECIPE):
+    return Batches(images, TINY_INPUT, recipe.batch_size, 0, recipe.crop_padding)
+
+
+@pytest.mark.parametrize("stem_widths", [(4,), (4, 8)], ids=["shared trunk", "teacher with a wide trunk"])
+def test_every_width_learns_a_toy_problem_in_seconds(tmp_path, stem_widths):
+    images = toy_images()
+    net = toy_net(stem_widths=stem_widths)
+    rows = []
+    SupernetTrainer(net, RECIPE, 0).fit(batches_of(images), tmp_path / "state.pt", rows.append)
+    calibrate(net, batches_of(images).epoch(99))
+    evaluation = evaluate(net, toy_images(seed=1), TINY_INPUT)
+    assert [row["epoch"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    for width in range(len(net.ladder)):
+        assert evaluation.width_accuracy(width) >= 0.95
+
+
+def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path):
+    images, recipe = toy_images(96), replace(RECIPE, cycles=(2, 1))
+
+    def run(net, state, stop_after=None):
+        trainer = SupernetTrainer(net, recipe, seed=5)
+
+        def stop(row):
+            if row["epoch"] == stop_after:
+                raise KeyboardInterrupt
+
+        trainer.fit(batches_of(images, recipe), state, stop)
+        return trainer
+
+    whole = run(toy_net(), tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_net(), tmp_path / "part.pt", stop_after=1)
+    resumed = run(toy_net(seed=9), tmp_path / "part.pt")
+    for a, b in zip(whole.net.state_dict().values(), resumed.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(whole.teacher.state_dict().values(), resumed.teacher.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_sharing_the_trunk_gives_the_gradient_of_separate_passes():
+    torch.manual_seed(0)
+    x, labels = torch.randn(16, 3, 16, 16, dtype=torch.float64), torch.arange(16) % 4
+    net = toy_net().double()  # so that equal sums in another order stay equal
+    trainer = SupernetTrainer(net, replace(RECIPE, momentum=0.9), seed=0)
+    plain = copy.deepcopy(net)
+    with torch.no_grad():
+        target = trainer.teacher.eval().largest(x).softmax(1)
+    grads = {}
+    trainer.optimizer.step = lambda: grads.update(
+        {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+    )
+    net.train()
+    trainer.step(x, labels, [2, 1, 0])
+    plain.train()
+    loss = F.cross_entropy(plain(x, 3), labels, label_smoothing=RECIPE.label_smoothing)
+    loss = loss + sum(distillation(plain(x, width), target) for width in (2, 1, 0))
+    loss.backward()
+    expected = {n: p.grad for n, p in plain.named_parameters() if p.grad is not None}
+    assert grads.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(grads[name], gradient, atol=1e-9), name
+
+
+def test_the_learning_rate_warms_up_falls_to_zero_and_restarts():
+    recipe = replace(RECIPE, cycles=(4, 3), lr=0.4, warmup_epochs=1.0)
+    rates = [learning_rate(recipe, step, 10) for step in range(70)]
+    assert rates[0] == pytest.approx(0.04)
+    assert max(rates) == pytest.approx(0.4)
+    assert rates[39] < 0.01
+    assert rates[40] == pytest.approx(0.4)
+    assert rates[69] < 0.01
+    assert all(a >= b for a, b in pairwise(rates[9:40]))
+
+
+def test_calibration_measures_the_statistics_of_every_width():
+    net = tiny_net()
+    norms = [m for m in net.modules() if isinstance(m, SlicedBatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.fill_(7.0)
+    batches = [(torch.randn(64, 3, 16, 16), torch.zeros(64)) for _ in range(3)]
+    calibrate(net, batches)
+    assert not net.training
+    assert all(norm.momentum == 0.1 for norm in norms)
+    with torch.no_grad():
+        stem_out = torch.cat([net.stem.conv(x, 4) for x, _ in batches])
+    assert torch.allclose(net.stem.norm.running_mean[0], stem_out.mean((0, 2, 3)), atol=1e-5)
+    last = net.blocks[-1].pointwise.norm
+    assert (last.running_mean[:, :16] != 7.0).all()
+    assert len({tuple(row.tolist()) for row in last.running_mean[:, :16]}) == 4
+
+
+def test_straight_through_gumbel_is_one_hot_forward_and_soft_backward():
+    logits = torch.zeros(500, 3, requires_grad=True)
+    choice, soft = straight_through_gumbel(logits, torch.Generator().manual_seed(0))
+    assert torch.allclose(choice.sum(1), torch.ones(500), atol=1e-6)
+    assert set(choice.detach().round().unique().tolist()) == {0.0, 1.0}
+    assert choice.detach().mean(0).min() > 0.25
+    choice[:, 0].sum().backward()
+    assert torch.allclose(logits.grad.sum(1), torch.zeros(500), atol=1e-5)
+    assert logits.grad.abs().sum() > 0
+    assert torch.equal(soft.argmax(1), choice.argmax(1))
+
+
+def test_sandwich_gate_sparsification_sends_easy_to_the_first_and_hard_to_the_last():
+    easy = torch.tensor([True, False])
+    right = torch.tensor([[9.0, 0, 0], [0, 0, 9.0]])
+    assert sandwich_gate_sparsification(right, easy, 0.0) < 0.01
+    assert sandwich_gate_sparsification(right.flip(1), easy, 0.0) > 5
+    wrong_on_hard = torch.tensor([[9.0, 0, 0], [9.0, 0, 0]])
+    assert sandwich_gate_sparsification(wrong_on_hard, easy, 0.0, 4.0) > 3 * sandwich_gate_sparsification(
+        wrong_on_hard, easy, 0.0, 1.0
+    )
+
+
+def test_the_madds_penalty_is_the_square_of_the_mean_share():
+    choice = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert madds_penalty(choice, torch.tensor([0.2, 1.0])).item() == pytest.approx(0.36)
+
+
+def test_a_gate_learns_which_images_need_more():
+    generator = torch.Generator().manual_seed(0)
+    hard = torch.rand(2000, generator=generator) < 0.4
+    inputs = torch.stack([1 - hard.float(), hard.float()], 1) + 0.1 * torch.rand(2000, 2, generator=generator)
+    labels = torch.zeros(2000, dtype=torch.int64)
+    right, wrong = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 4.0])
+    narrow = torch.where(hard[:, None], wrong, right)
+    data = GateData(inputs, torch.stack([narrow, right.expand(2000, 2)], 1), labels)
+    head = train_head(data, torch.tensor([0.2, 1.0]), GateRecipe(epochs=10, batch_size=100), 1.0, seed=0)
+    decisions = head(inputs).argmax(1).bool()
+    assert (decisions == hard).float().mean() > 0.98
+
+
+def test_a_gate_that_never_chooses_is_refused():
+    """Images that all widths get right give no reason to widen."""
+    images = toy_images(80, noise=1)
+    net = toy_net().eval()
+    with torch.no_grad():
+        net.classifier.weight.zero_()
+        net.classifier.bias.copy_(torch.tensor([1.0, 0, 0, 0]))
+    only_a = images.take(np.flatnonzero(images.labels == 0))
+    recipe = GateRecipe(views=1, epochs=20, batch_size=10, hard_weights=(1.0,))
+    with pytest.raises(RuntimeError, match="one width"):
+        fit_gate(net, Batches(only_a, TINY_INPUT, 10, 0, 1), only_a, TINY_INPUT, recipe, 0)
+    assert isinstance(net.slimming_head(), nn.Linear)
