@@ -1,14 +1,20 @@
-"""Small networks and pictures that several tests share."""
+"""Small networks, pictures and a real server that several tests share."""
 
+import contextlib
 import io
+import threading
+import time
 
+import httpx
 import numpy as np
 import torch
+import uvicorn
 from PIL import Image
 
 from models.ds_mbnet import DsMbnet, DsMbnetConfig, StageConfig
 from models.training.calibrate import calibrate
 from models.transform import InputSpec, load_image
+from service.app import create_app, load_checkpoints
 
 TINY = DsMbnetConfig(
     input_size=16,
@@ -52,3 +58,57 @@ def tiny_net(seed: int = 0) -> DsMbnet:
         net.gate.slimming.weight.copy_(weight_GR - torch.outer(weight_GR @ mean_R, mean_R) / (mean_R @ mean_R))
         net.classifier.weight.mul_(5)
     return net
+
+
+class Server:
+    """A real uvicorn on a free port, in a thread; ``state`` reaches inside for faults and figures."""
+
+    def __init__(self, settings):
+        self.app = create_app(settings, load_checkpoints(settings))
+        self.state = self.app.state.service
+        config = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_config=None, access_log=False)
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        give_up = time.monotonic() + 60
+        while not self.server.started:
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+        return self
+
+    def wait_ready(self):
+        give_up = time.monotonic() + 60
+        while self.client.get("/readyz").status_code != 200:
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *exc):
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+    def metric(self, name, **labels):
+        return self.state.telemetry.registry.get_sample_value(name, labels) or 0
+
+    def metric_sum(self, name, **labels):
+        """Sum of a series over every label that is not given."""
+        return sum(
+            sample.value
+            for family in self.state.telemetry.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+@contextlib.contextmanager
+def serving(settings):
+    """A warm server with these settings."""
+    with Server(settings) as server:
+        yield server.wait_ready()

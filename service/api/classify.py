@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -16,10 +17,11 @@ from service.api.bodies import image_parts, one_image, read_body
 from service.api.budget_headers import parse_budget
 from service.api.problems import describe, responses
 from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer
-from service.api.state import state_of
+from service.api.state import ServiceState, state_of
+from service.hosting import HostedModel
 from service.images import MEDIA_TYPES
 from service.pipeline import ImageRequest, check_top_k
-from service.request import Prediction
+from service.request import Budget, Prediction
 
 router = APIRouter(prefix="/v1", tags=["classification"])
 T = TypeVar("T")
@@ -70,6 +72,33 @@ def _body_doc(content: dict[str, Any]) -> dict[str, Any]:
     return {"parameters": _PARAMETERS, "requestBody": {"required": True, "content": content}}
 
 
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """What every classification starts from: headers and query parsed, then the whole body read."""
+
+    state: ServiceState
+    model: HostedModel
+    budget: Budget
+    top_k: int
+    body: bytes
+    arrived_s: float
+
+    def image(self, data: bytes) -> ImageRequest:
+        return ImageRequest(data, self.budget, self.top_k, self.arrived_s)
+
+
+async def _receive(
+    request: Request, name: str | None, version: str | None, top_k: int | None, limit_bytes: int
+) -> _Received:
+    """Refuse what can be refused before the body is read, then read it."""
+    state = state_of(request)
+    budget = parse_budget(request.scope["headers"])
+    model = state.find(name, version)
+    classes = check_top_k(top_k, len(model.manifest.classes))
+    body = await read_body(request, limit_bytes, state.settings.body_timeout_s)
+    return _Received(state, model, budget, classes, body, time.monotonic())
+
+
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Run ``work`` and cancel it when the client leaves; raises ClientDisconnect then."""
 
@@ -101,14 +130,10 @@ async def classify(
     request: Request, model: ModelName = None, version: ModelVersion = None, top_k: TopK = None
 ) -> Response:
     """Classify one image with just the slice of the network that it needs."""
-    state = state_of(request)
-    budget = parse_budget(request.scope["headers"])
-    hosted = state.find(model, version)
-    classes = check_top_k(top_k, len(hosted.manifest.classes))
-    body = await read_body(request, state.settings.body_limit_bytes, state.settings.body_timeout_s)
-    arrived_s = time.monotonic()
-    image = ImageRequest(await one_image(request, body), budget, classes, arrived_s)
-    prediction = await while_connected(request, state.pipeline.classify(hosted, image))
+    received = await _receive(request, model, version, top_k, state_of(request).settings.body_limit_bytes)
+    hosted = received.model
+    image = received.image(await one_image(request, received.body))
+    prediction = await while_connected(request, received.state.pipeline.classify(hosted, image))
     answer = {
         "model": hosted.manifest.name,
         "version": str(hosted.manifest.version),
@@ -128,17 +153,14 @@ async def classify_batch(
     request: Request, model: ModelName = None, version: ModelVersion = None, top_k: TopK = None
 ) -> Response:
     """Classify several images; each is routed on its own, and one bad image fails that item only."""
-    state = state_of(request)
-    budget = parse_budget(request.scope["headers"])
-    hosted = state.find(model, version)
-    classes = check_top_k(top_k, len(hosted.manifest.classes))
-    body = await read_body(request, state.settings.batch_body_limit_bytes, state.settings.body_timeout_s)
-    arrived_s = time.monotonic()
-    images = await image_parts(request, body, state.settings.batch_limit_images)
+    settings = state_of(request).settings
+    received = await _receive(request, model, version, top_k, settings.batch_body_limit_bytes)
+    hosted = received.model
+    images = await image_parts(request, received.body, settings.batch_limit_images)
     if not images:
         raise errors.BadRequestError("multipart body has no part 'image'; allowed: at least 1")
-    work = [ImageRequest(image, budget, classes, arrived_s) for image in images]
-    results = await while_connected(request, state.pipeline.classify_many(hosted, work))
+    work = [received.image(image) for image in images]
+    results = await while_connected(request, received.state.pipeline.classify_many(hosted, work))
     answer = {
         "model": hosted.manifest.name,
         "version": str(hosted.manifest.version),
