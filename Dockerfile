@@ -8,22 +8,24 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/slicewise
 WORKDIR /src
 COPY requirements.lock ./
-RUN /opt/slicewise/bin/pip install --extra-index-url ${TORCH_INDEX} -r requirements.lock
+RUN /opt/slicewise/bin/pip install --no-deps --extra-index-url ${TORCH_INDEX} $(grep ^torch== requirements.lock) \
+    && /opt/slicewise/bin/pip install -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY models ./models
 COPY service ./service
-COPY loadtest ./loadtest
 RUN /opt/slicewise/bin/pip install --no-deps --no-build-isolation .
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --system --uid 10001 --no-create-home slicewise
 COPY --from=build /opt/slicewise /opt/slicewise
-# A folder called models/ in the working directory must not win over the installed package.
+# A folder called models/ in the working directory must not win over the installed package. ONNX Runtime
+# would report its use to Microsoft, and mix warnings about its cache into the JSON log.
 ENV PATH=/opt/slicewise/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     SLICEWISE_HOST=0.0.0.0 SLICEWISE_PORT=8000 SLICEWISE_LOG_FORMAT=json
 USER slicewise
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"SLICEWISE_PORT\"]}/readyz', timeout=2)"]
 STOPSIGNAL SIGTERM
 CMD ["slicewise", "serve"]

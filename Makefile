@@ -13,7 +13,8 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --extra-index-url $(TORCH_INDEX) -r requirements-dev.lock
+	$(BIN)/pip install --disable-pip-version-check --no-deps --extra-index-url $(TORCH_INDEX) $$(grep ^torch== requirements.lock)
+	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.lock
 	$(BIN)/pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 

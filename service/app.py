@@ -7,17 +7,15 @@ from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
-import fastapi_offline
 import structlog
 from fastapi import FastAPI
-from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
 from models.checkpoint import Checkpoint, load, resolve
-from service.api import classify, ops, problems
+from service.api import classify, ops
 from service.api.middleware import RequestEnvelope
+from service.api.problems import Problems
 from service.api.state import ServiceState
 from service.hosting import HostedModel, warm_up
 from service.images import ImageDecoder
@@ -53,7 +51,9 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
         finally:
             warming.cancel()
             await asyncio.gather(warming, return_exceptions=True)
-            await _drain(state)
+            state.draining = True
+            await wait_until_idle(state, settings.drain_limit_s)
+            await refuse_the_rest(state)
             decoder.close()
 
     app = FastAPI(
@@ -66,11 +66,9 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
         redoc_url=None,
     )
     app.state.service = state
-    problems.install(app, telemetry)
+    Problems(telemetry).install(app)
     app.include_router(classify.router)
     app.include_router(ops.router)
-    assets = Path(fastapi_offline.__file__).parent / "static"
-    app.mount(ops.DOCS_ASSETS, StaticFiles(directory=assets), name="docs-assets")
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
@@ -81,15 +79,16 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
 
 
 async def _warm_all(state: ServiceState, checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Build and measure one model after the other on a thread; a failure is logged and never becomes ready."""
+    """Build and measure one model after the other on a thread; a failure is logged and stops the service."""
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, thread_name_prefix="warm-up") as pool:
         for name, checkpoint in checkpoints.items():
             try:
                 warm = await loop.run_in_executor(pool, warm_up, checkpoint, state.settings)
-            except Exception:
+            except Exception:  # whatever it is, it is logged and ends the service
                 log.exception("warm_up_failed", model=name)
-                raise
+                state.failed = True
+                return
             state.models[name] = HostedModel(checkpoint.manifest, warm, state.settings, state.telemetry)
             table_ms = {
                 f"{w if w is not None else 'trunk'}/{b}": round(s * 1e3, 2)
@@ -106,7 +105,6 @@ async def wait_until_idle(state: ServiceState, limit_s: float) -> None:
         await asyncio.sleep(DRAIN_POLL_S)
 
 
-async def _drain(state: ServiceState) -> None:
-    state.draining = True
-    for model in state.models.values():
-        await model.batcher.close(state.settings.drain_limit_s)
+async def refuse_the_rest(state: ServiceState) -> None:
+    """Answer what is still waiting with 503, and what a worker does not finish with 500. May be repeated."""
+    await asyncio.gather(*(model.batcher.close(0) for model in state.models.values()))

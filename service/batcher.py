@@ -141,6 +141,8 @@ class Batcher:
 
     async def close(self, drain_s: float) -> None:
         """Finish what waits within ``drain_s`` seconds, then refuse the rest; every promise resolves."""
+        if self._stopped:
+            return
         self._closed = True
         give_up_s = time.monotonic() + drain_s
         while self._running and time.monotonic() < give_up_s:

@@ -16,11 +16,14 @@ from pydantic_settings import CliApp
 
 from models.checkpoint import CheckpointError, load, models_in, resolve, versions
 from service.api.state import ServiceState
-from service.app import create_app, load_checkpoints, wait_until_idle
+from service.app import create_app, load_checkpoints, refuse_the_rest, wait_until_idle
 from service.logs import configure
 from service.settings import Settings, unknown_variables
 
 log = structlog.get_logger()
+
+FLUSH_S = 3
+"""How long answers may take to leave after the drain."""
 
 USAGE = """usage: slicewise COMMAND [flags]
 
@@ -62,7 +65,12 @@ class DrainingServer(uvicorn.Server):
         settings = self._state.settings
         await asyncio.sleep(settings.drain_delay_s)
         await wait_until_idle(self._state, settings.drain_limit_s)
+        await refuse_the_rest(self._state)
         self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Stop as well when a model could not warm up: a service that never gets ready helps nobody."""
+        return await super().on_tick(counter) or self._state.failed
 
 
 def serve(arguments: Sequence[str]) -> int:
@@ -77,14 +85,15 @@ def serve(arguments: Sequence[str]) -> int:
 
 
 def run(app: FastAPI, settings: Settings) -> int:
-    """Serve ``app`` until it has drained; 1 when it could not start, for example on a port in use."""
+    """Serve ``app`` until it has drained; 1 when the port is in use or a model could not warm up."""
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
-        timeout_keep_alive=int(settings.keep_alive_s), timeout_graceful_shutdown=int(settings.drain_limit_s) + 1,
+        timeout_keep_alive=int(settings.keep_alive_s), timeout_graceful_shutdown=FLUSH_S,
     )  # fmt: skip
-    server = DrainingServer(config, app.state.service)
+    state: ServiceState = app.state.service
+    server = DrainingServer(config, state)
     server.run()
-    return 0 if server.started else 1
+    return 0 if server.started and not state.failed else 1
 
 
 def check(arguments: Sequence[str]) -> int:
@@ -125,6 +134,6 @@ def main() -> None:
         sys.exit(1)
     except ValidationError as error:
         for e in error.errors():
-            name = ".".join(map(str, e["loc"]))
-            print(f"slicewise: error: setting {name}: {e['msg']}, given {e['input']!r}", file=sys.stderr)
+            given = f", given {e['input']!r}" if e["loc"] else ""
+            print(f"slicewise: error: setting {'.'.join(map(str, e['loc']))}: {e['msg']}{given}", file=sys.stderr)
         sys.exit(2)

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from service.batcher import Order, Outcome
 from service.errors import BadRequestError, DeadlineExceededError, InfeasibleBudgetError, OverloadError, SlicewiseError
 from service.hosting import HostedModel
 from service.images import ImageDecoder
-from service.request import Budget, Prediction, Timings
+from service.request import Budget, Prediction, Timings, Window
 from service.routing import window
 from service.telemetry import Telemetry
 
@@ -41,27 +41,33 @@ class Pipeline:
 
     async def classify(self, model: HostedModel, request: ImageRequest) -> Prediction:
         """Answer one image; raises any SlicewiseError. Takes a place in the queue while it runs."""
-        with self._account(model, request), self.admitted(model, images=1) as ahead:
-            return await self._classify(model, request, ahead)
+        with self._account(model, request):
+            allowed = window(request.budget, model.slices)
+            with self.admitted(model, images=1) as ahead:
+                return await self._classify(model, request, allowed, ahead)
 
     async def classify_many(
         self, model: HostedModel, requests: list[ImageRequest]
     ) -> list[Prediction | SlicewiseError]:
-        """Answer several images, each routed on its own; errors take the place of answers, in order.
+        """Answer several images under one budget, each routed on its own; errors take the place of answers.
 
-        Raises QueueFullError for all when they do not fit into the queue together.
+        Raises for all what concerns all: budgets that no slice satisfies, and QueueFullError when they do
+        not fit into the queue together.
         """
 
-        async def one(request: ImageRequest, ahead: int) -> Prediction | SlicewiseError:
+        async def one(request: ImageRequest, allowed: Window, ahead: int) -> Prediction | SlicewiseError:
             try:
                 with self._account(model, request):
-                    return await self._classify(model, request, ahead)
+                    return await self._classify(model, request, allowed, ahead)
             except SlicewiseError as error:
                 return error
 
-        with self.admitted(model, len(requests)) as ahead:
+        with ExitStack() as together:
+            with self._account_refusal(model, requests):
+                allowed = window(requests[0].budget, model.slices)
+                ahead = together.enter_context(self.admitted(model, len(requests)))
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(request, ahead + i)) for i, request in enumerate(requests)]
+                tasks = [group.create_task(one(request, allowed, ahead + i)) for i, request in enumerate(requests)]
         return [task.result() for task in tasks]
 
     @contextmanager
@@ -74,9 +80,8 @@ class Pipeline:
         finally:
             model.give_back_places(images)
 
-    async def _classify(self, model: HostedModel, request: ImageRequest, ahead: int) -> Prediction:
+    async def _classify(self, model: HostedModel, request: ImageRequest, allowed: Window, ahead: int) -> Prediction:
         budget, arrived_s = request.budget, request.arrived_s
-        allowed = window(budget, model.slices)
         deadline_s = math.inf if budget.latency_s is None else arrived_s + budget.latency_s
         least_width = allowed.lo if allowed.forced is None else allowed.forced
         check_deadline(
@@ -104,25 +109,40 @@ class Pipeline:
     @contextmanager
     def _account(self, model: HostedModel, request: ImageRequest) -> Iterator[None]:
         """Count the image's outcome and duration once, however it ends."""
-        outcome, result = "error", "refused"
+        outcome, result = "error", None
         try:
             yield
             outcome, result = "ok", "met"
-        except DeadlineExceededError as error:
-            outcome, result = "expired", error.outcome
-            raise
-        except InfeasibleBudgetError:
-            outcome, result = "rejected", "infeasible"
-            raise
-        except OverloadError:
-            outcome, result = "rejected", "refused"
+        except SlicewiseError as error:
+            outcome, result = outcome_of(error)
             raise
         finally:
             total_s = time.monotonic() - request.arrived_s
             self._telemetry.request_duration.labels(model.manifest.name, outcome).observe(total_s)
-            if outcome != "error":
-                for kind in request.budget.kinds():
-                    self._telemetry.budget_requests.labels(kind, result).inc()
+            if result is not None:
+                self._telemetry.count_budgets(request.budget, result)
+
+    @contextmanager
+    def _account_refusal(self, model: HostedModel, requests: list[ImageRequest]) -> Iterator[None]:
+        """Count every image of a call that is refused as a whole."""
+        try:
+            yield
+        except SlicewiseError:
+            with ExitStack() as each:
+                for request in requests:
+                    each.enter_context(self._account(model, request))
+                raise
+
+
+def outcome_of(error: SlicewiseError) -> tuple[str, str | None]:
+    """(outcome of the request, result of its budgets); no result where the budgets were not at fault."""
+    if isinstance(error, DeadlineExceededError):
+        return "expired", error.outcome
+    if isinstance(error, InfeasibleBudgetError):
+        return "rejected", "infeasible"
+    if isinstance(error, OverloadError):
+        return "rejected", "refused"
+    return "error", None
 
 
 def check_top_k(top_k: int | None, classes: int) -> int:

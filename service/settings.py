@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
 
@@ -30,15 +30,17 @@ class Settings(BaseSettings):
     )
 
     repository: Path = Field(ZOO, description="model repository: NAME/VERSION/{model.safetensors,manifest.json}")
-    model: list[str] = Field(
+    model: Annotated[list[str], NoDecode] = Field(
         ["ds_mbnet_cifar10"],
         min_length=1,
-        description="models to serve, may be repeated; the first answers /v1/classify",
+        description="models to serve, repeated or separated by commas; the first answers /v1/classify",
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     root_path: str = Field("", description="path prefix under which a proxy serves this application")
-    cors_origins: list[str] = Field([], description="origins that browsers may call from; none by default")
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        [], description="origins that browsers may call from; none by default"
+    )
 
     workers: int = Field(
         0, ge=0, description="batches that run at once; 0 = one per core. More than cores only adds waiting"
@@ -73,7 +75,7 @@ class Settings(BaseSettings):
     decode_threads: int = Field(
         0, ge=0, description="threads that decode images; 0 = one per core. More only compete with the network"
     )
-    keep_alive_s: float = Field(30.0, gt=0, description="how long an idle connection is kept open")
+    keep_alive_s: int = Field(30, ge=1, description="how long an idle connection is kept open")
     drain_limit_s: float = Field(
         20.0, gt=0, description="time for work in flight at SIGTERM; then it is refused with 503"
     )
@@ -82,6 +84,14 @@ class Settings(BaseSettings):
     )
     log_format: Literal["console", "json"] = Field("console", description="how log lines are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
+
+    @field_validator("model", "cors_origins", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, list):
+            return given
+        return [part.strip() for text in given for part in str(text).split(",") if part.strip()]
 
     @model_validator(mode="after")
     def _a_batch_fits_the_queue(self) -> Self:

@@ -4,7 +4,7 @@ Base units: seconds, ratios 0..1, MAdds and images as counts. Labels are bounded
 a ladder index (as a string; ``trunk`` before the decision, ``none`` where no width applies), a stage,
 a reason. Never a request id or a client's text. The ledger is an identity: the trunk's MAdds are the
 rows that passed it times its cost (plus the slimming head for rows whose gate ran); a body's MAdds are
-the images answered at its width times its cost.
+the images that passed it times its cost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service.latency import LatencyTable
-from service.request import Entry, Route, SliceFacts, Timings
+from service.request import Budget, Entry, Route, SliceFacts, Timings
 
 # Dense where the targets of this kind of model lie (5..50 ms), sparse above.
 DURATION_BUCKETS_S = (
@@ -65,6 +65,11 @@ class Telemetry:
         self._declare_images()
         self._declare_batches()
         self._declare_model()
+
+    def count_budgets(self, budget: Budget, result: str) -> None:
+        """Count one outcome for every kind of budget that the request stated."""
+        for kind in budget.kinds():
+            self.budget_requests.labels(kind, result).inc()
 
     def _declare_images(self) -> None:
         registry = self.registry
@@ -126,7 +131,7 @@ class Telemetry:
             "slicewise_queue_images", "Images waiting, per queue.", ["model", "width"], registry=registry
         )
         self.queue_capacity = Gauge(
-            "slicewise_queue_capacity_images", "Images that may wait, all queues together.", ["model", "width"],
+            "slicewise_queue_capacity_images", "Images that may be in work, all queues together.", ["model", "width"],
             registry=registry,
         )  # fmt: skip
         self.slack = Histogram(

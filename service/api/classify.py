@@ -58,7 +58,7 @@ _KNOBS = [
     ("Latency-Budget", "answered or refused by then: 25ms, 0.5s; a bare number is milliseconds"),
     ("Accuracy-Floor", "least accuracy of the slice: 0.90 in (0, 1], or 90%"),
     ("Slice-Width", "force a slice: an index, narrowest, widest, or auto"),
-    ("Priority", "RFC 9218 urgency: u=0..7, default 3, 0 is the most urgent"),
+    ("Priority", "RFC 9218 urgency: u=0..7, default 3, 0 is the most urgent; checked, and not acted on yet"),
     ("X-Request-ID", "[A-Za-z0-9._-]{1,128}; echoed"),
 ]
 _PARAMETERS = [
@@ -93,7 +93,11 @@ async def _receive(
     """Refuse what can be refused before the body is read, then read it."""
     state = state_of(request)
     budget = parse_budget(request.scope["headers"])
-    model = state.find(name, version)
+    try:
+        model = state.find(name, version)
+    except errors.OverloadError:
+        state.telemetry.count_budgets(budget, "refused")
+        raise
     classes = check_top_k(top_k, len(model.manifest.classes))
     body = await read_body(request, limit_bytes, state.settings.body_timeout_s)
     return _Received(state, model, budget, classes, body, time.monotonic())
@@ -165,7 +169,7 @@ async def classify_batch(
         "model": hosted.manifest.name,
         "version": str(hosted.manifest.version),
         "results": [
-            image_answer(hosted, result) if isinstance(result, Prediction) else _image_problem(result)
+            image_answer(hosted, result) if isinstance(result, Prediction) else _image_problem(received.state, result)
             for result in results
         ],
         "request_id": request.scope["request_id"],
@@ -174,9 +178,7 @@ async def classify_batch(
     return Response(orjson.dumps(answer), headers={"compute-madds": str(spent)}, media_type="application/json")
 
 
-def _image_problem(error: errors.SlicewiseError) -> dict[str, Any]:
+def _image_problem(state: ServiceState, error: errors.SlicewiseError) -> dict[str, Any]:
     status, error_type = describe(error)
-    problem: dict[str, Any] = {"error": str(error), "error_type": error_type, "status": status}
-    if isinstance(error, errors.InfeasibleBudgetError):
-        problem["feasible"] = error.feasible
-    return problem
+    state.telemetry.rejections.labels(error_type).inc()
+    return {"error": str(error), "error_type": error_type, "status": status}

@@ -10,13 +10,12 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.budget_headers import request_id
-from service.api.problems import CLIENT_CLOSED_REQUEST, problem_bytes
+from service.api.problems import CLIENT_CLOSED_REQUEST, PROBES, problem_bytes
 from service.telemetry import Telemetry
 
 log = structlog.get_logger("service.access")
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-_QUIET = {"/healthz", "/readyz", "/metrics"}
 
 
 class RequestEnvelope:
@@ -54,7 +53,7 @@ class RequestEnvelope:
             self.telemetry.in_flight.dec()
             template = getattr(scope.get("route"), "path", "unmatched")
             self.telemetry.requests.labels(template, str(status)).inc()
-            level = log.debug if template in _QUIET else log.info
+            level = log.debug if template in PROBES else log.info
             level(
                 "request", method=scope["method"], route=template, status=status,
                 duration_ms=round((time.perf_counter() - began_s) * 1e3, 2),

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import fastapi_offline
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.problems import responses
 from service.api.schemas import ModelInfo, ModelList, Status, model_info
 from service.api.state import state_of
+from service.errors import NotFoundError
 
 router = APIRouter()
 
-DOCS_ASSETS = "/docs/assets"
+_STATIC = Path(fastapi_offline.__file__).parent / "static"
+_ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 
 
 def _json(data: object) -> Response:
@@ -61,10 +67,19 @@ async def metrics(request: Request) -> Response:
 async def docs(request: Request) -> Response:
     """The API, browsable without any other host."""
     root = request.scope.get("root_path", "").rstrip("/")
+    script, style, icon = (f"{root}/docs/assets/{name}" for name in _ASSETS)
     return get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title="Slicewise",
-        swagger_js_url=f"{root}{DOCS_ASSETS}/swagger-ui-bundle.js",
-        swagger_css_url=f"{root}{DOCS_ASSETS}/swagger-ui.css",
-        swagger_favicon_url=f"{root}{DOCS_ASSETS}/favicon.png",
+        swagger_js_url=script,
+        swagger_css_url=style,
+        swagger_favicon_url=icon,
     )
+
+
+@router.get("/docs/assets/{name}", include_in_schema=False)
+async def docs_asset(name: str) -> Response:
+    """The files of that page."""
+    if name not in _ASSETS:
+        raise NotFoundError(f"no such file: {name:.100}; there: {', '.join(_ASSETS)}")
+    return FileResponse(_STATIC / name)

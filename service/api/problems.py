@@ -16,6 +16,8 @@ from service import errors
 from service.telemetry import Telemetry
 
 CLIENT_CLOSED_REQUEST = 499
+PROBES = ("/healthz", "/readyz", "/metrics")
+"""Asked every few seconds by machines: neither rejections nor worth a log line."""
 
 
 class Problem(BaseModel):
@@ -76,18 +78,25 @@ def problem_bytes(message: str, error_type: str, request_id: str, feasible: dict
     return orjson.dumps(body)
 
 
-def install(app: FastAPI, telemetry: Telemetry) -> None:
-    """Render every error the application knows; what it does not know is the middleware's."""
+class Problems:
+    """Renders every error that the application knows; what it does not know is the middleware's."""
 
-    def respond(
-        request: Request, status: int, error_type: str, message: str, *,
-        headers: dict[str, str] | None = None, feasible: dict[str, Any] | None = None,
-    ) -> Response:  # fmt: skip
-        telemetry.rejections.labels(error_type).inc()
-        body = problem_bytes(message, error_type, request.scope["request_id"], feasible)
-        return Response(body, status, headers, media_type="application/json")
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
 
-    async def known(request: Request, error: Exception) -> Response:
+    def install(self, app: FastAPI) -> None:
+        """Register one handler per family of errors."""
+        app.add_exception_handler(ClientDisconnect, self.departed)
+        app.add_exception_handler(errors.SlicewiseError, self.known)
+        app.add_exception_handler(RequestValidationError, self.invalid)
+        app.add_exception_handler(HTTPException, self.unrouted)
+
+    async def departed(self, _: Request, error: Exception) -> Response:
+        """Nobody reads this; the status is for logs and counters, as nginx writes it."""
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def known(self, request: Request, error: Exception) -> Response:
+        """One of our own errors, by the table."""
         assert isinstance(error, errors.SlicewiseError), "registered for these only: this is a bug"
         status, error_type = describe(error)
         headers = {}
@@ -96,28 +105,30 @@ def install(app: FastAPI, telemetry: Telemetry) -> None:
         if status in (408, 413):  # the rest of the body is not read, so the connection cannot be used again
             headers["connection"] = "close"
         feasible = error.feasible if isinstance(error, errors.InfeasibleBudgetError) else None
-        return respond(request, status, error_type, str(error), headers=headers, feasible=feasible)
+        return self._respond(request, status, error_type, str(error), headers, feasible)
 
-    async def invalid(request: Request, error: Exception) -> Response:
+    async def invalid(self, request: Request, error: Exception) -> Response:
+        """A query parameter that FastAPI refused."""
         assert isinstance(error, RequestValidationError), "registered for these only: this is a bug"
         parts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, given {e.get('input')!r:.64}" for e in error.errors()]
-        return respond(request, 400, "bad_request", "; ".join(parts))
+        return self._respond(request, 400, "bad_request", "; ".join(parts), {})
 
-    async def unrouted(request: Request, error: Exception) -> Response:
+    async def unrouted(self, request: Request, error: Exception) -> Response:
+        """No such path, or not with this verb."""
         assert isinstance(error, HTTPException), "registered for these only: this is a bug"
         headers = dict(error.headers or {})
         if error.status_code == 405:
             message = f"{request.method} {request.url.path}; allowed: {headers.get('Allow', 'another verb')}"
-            return respond(request, 405, "method_not_allowed", message, headers=headers)
+            return self._respond(request, 405, "method_not_allowed", message, headers)
         if error.status_code == 404:
-            return respond(request, 404, "not_found", f"no such path: {request.url.path:.200}")
-        return respond(request, error.status_code, "bad_request", str(error.detail), headers=headers)
+            return self._respond(request, 404, "not_found", f"no such path: {request.url.path:.200}", headers)
+        return self._respond(request, error.status_code, "bad_request", str(error.detail), headers)
 
-    async def departed(_: Request, error: Exception) -> Response:
-        """Nobody reads this; the status is for logs and counters, as nginx writes it."""
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-    app.add_exception_handler(ClientDisconnect, departed)
-    app.add_exception_handler(errors.SlicewiseError, known)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, unrouted)
+    def _respond(  # one per part of the answer
+        self, request: Request, status: int, error_type: str, message: str, headers: dict[str, str],
+        feasible: dict[str, Any] | None = None,
+    ) -> Response:  # fmt: skip
+        if request.scope["path"] not in PROBES:
+            self._telemetry.rejections.labels(error_type).inc()
+        body = problem_bytes(message, error_type, request.scope["request_id"], feasible)
+        return Response(body, status, headers, media_type="application/json")

@@ -63,7 +63,6 @@ class ImageProblem(BaseModel):
     error: str
     error_type: str
     status: int
-    feasible: dict[str, float | int | None] | None = None
 
 
 class BatchResponse(BaseModel):

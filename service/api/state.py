@@ -28,6 +28,7 @@ class ServiceState:
     pipeline: Pipeline
     models: dict[str, HostedModel] = field(default_factory=dict)
     draining: bool = False
+    failed: bool = False
 
     def check_ready(self) -> None:
         """Raise DrainingError or LoadingError unless every model is warm and requests are welcome."""

@@ -33,6 +33,7 @@ class OnnxEngine:
     device = "cpu"
 
     def __init__(self, net: Supernet, workers: int) -> None:
+        ort.disable_telemetry_events()  # a server reports to its operator alone
         self.workers = workers
         shape = net.input_shape
         x = torch.zeros(2, shape.channels, shape.height, shape.width)

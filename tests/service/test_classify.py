@@ -194,12 +194,13 @@ def test_a_batch_answers_in_order_and_one_bad_image_fails_alone(client, info):
     assert len(batch.results) == 7
 
 
-def test_an_infeasible_budget_fails_each_image_of_a_batch_with_its_feasible_point(client, info):
+def test_an_infeasible_budget_fails_a_batch_as_a_whole_with_its_feasible_point(client, server, info):
+    before = server.metric("slicewise_budget_requests_total", kind="compute", result="infeasible")
     parts = [("image", ("a.png", random_image(0), "image/png"))] * 2
     response = client.post("/v1/classify/batch", files=parts, headers={"compute-budget": "1"})
-    assert response.status_code == 200
-    for result in response.json()["results"]:
-        assert (result["status"], result["feasible"]["compute_budget"]) == (422, info.slices[0].madds_served)
+    assert response.status_code == 422
+    assert response.json()["feasible"]["compute_budget"] == info.slices[0].madds_served
+    assert server.metric("slicewise_budget_requests_total", kind="compute", result="infeasible") == before + 2
 
 
 def test_a_model_without_accuracies_serves_with_nulls_and_refuses_floors(start):
