@@ -1,0 +1,41 @@
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, unknown_variables
+
+
+def settings(*arguments):
+    return Settings(_cli_parse_args=list(arguments))
+
+
+def test_a_flag_wins_over_a_variable_which_wins_over_the_default(monkeypatch):
+    assert settings().port == 8000
+    monkeypatch.setenv("SLICEWISE_PORT", "9000")
+    assert settings().port == 9000
+    assert settings("--port", "9001").port == 9001
+
+
+@pytest.mark.parametrize("value", ["a,b", "a, b", " a ,b,"])
+def test_lists_are_separated_by_commas_or_repeated(monkeypatch, value):
+    monkeypatch.setenv("SLICEWISE_MODEL", value)
+    assert settings().model == ["a", "b"]
+    assert settings("--model", "x", "--model", "y,z").model == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--port", "-1"), ("--model", ""), ("--queue-capacity-images", "8"), ("--profile-limit-s", "21")]
+)
+def test_values_out_of_range_are_refused(arguments):
+    with pytest.raises(ValidationError):
+        settings(*arguments)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError):
+        settings().port = 1
+
+
+def test_variables_that_nothing_reads_are_found(monkeypatch):
+    monkeypatch.setenv("SLICEWISE_WORKRES", "2")
+    monkeypatch.setenv("SLICEWISE_WORKERS", "2")
+    assert unknown_variables() == ["SLICEWISE_WORKRES"]
