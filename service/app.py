@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,12 +14,13 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from models.checkpoint import Checkpoint, load, resolve
-from service.api import classify, ops
-from service.api.middleware import RequestEnvelope
+from service.api import classify, openapi, ops
+from service.api.middleware import LastWord, RequestEnvelope
 from service.api.problems import Problems
 from service.api.state import ServiceState
 from service.hosting import HostedModel, warm_up
 from service.images import ImageDecoder
+from service.latency import LatencyTable
 from service.pipeline import Pipeline
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -64,11 +66,14 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
         root_path=settings.root_path,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = state
     Problems(telemetry).install(app)
+    openapi.install(app)
     app.include_router(classify.router)
     app.include_router(ops.router)
+    app.add_middleware(LastWord, telemetry=telemetry)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
@@ -80,28 +85,31 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
 
 async def _warm_all(state: ServiceState, checkpoints: Mapping[str, Checkpoint]) -> None:
     """Build and measure one model after the other on a thread; a failure is logged and stops the service."""
-    loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(1, thread_name_prefix="warm-up") as pool:
+    loop, cancelled = asyncio.get_running_loop(), threading.Event()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="warm-up")
+    try:
         for name, checkpoint in checkpoints.items():
-            try:
-                warm = await loop.run_in_executor(pool, warm_up, checkpoint, state.settings)
-            except Exception:  # whatever it is, it is logged and ends the service
-                log.exception("warm_up_failed", model=name)
-                state.failed = True
-                return
+            warm = await loop.run_in_executor(pool, warm_up, checkpoint, state.settings, cancelled)
             state.models[name] = HostedModel(checkpoint.manifest, warm, state.settings, state.telemetry)
-            table_ms = {
-                f"{w if w is not None else 'trunk'}/{b}": round(s * 1e3, 2)
-                for (w, b), s in warm.table.seconds_by_batch.items()
-            }
-            log.info("model_ready", model=name, version=checkpoint.manifest.version, latency_ms=table_ms)
+            log.info("model_ready", model=name, version=checkpoint.manifest.version, latency_ms=_table_ms(warm.table))
+    except Exception:  # whatever it is, it is logged and ends the service
+        log.exception("warm_up_failed")
+        state.failed = True
+    finally:
+        cancelled.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _table_ms(table: LatencyTable) -> dict[str, float]:
+    items = table.seconds_by_batch.items()
+    return {f"{'trunk' if width is None else width}/{batch}": round(s * 1e3, 2) for (width, batch), s in items}
 
 
 async def wait_until_idle(state: ServiceState, limit_s: float) -> None:
-    """Return when no admitted image is left, or after ``limit_s`` seconds."""
+    """Return when no classification is in work, not even one whose body still arrives, or after ``limit_s``."""
     loop = asyncio.get_running_loop()
     give_up_s = loop.time() + limit_s
-    while any(model.admitted for model in state.models.values()) and loop.time() < give_up_s:  # noqa: ASYNC110  # only while draining
+    while state.active and loop.time() < give_up_s:  # noqa: ASYNC110  # only while draining
         await asyncio.sleep(DRAIN_POLL_S)
 
 

@@ -11,6 +11,7 @@ never disturbs its batch-mates; a batch that fails fails alone; a closed batcher
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -167,7 +168,8 @@ class Batcher:
             if selection.batch is None:
                 break
             self._free -= 1
-            task = asyncio.create_task(self._run(selection.batch, now_s))
+            # A context of its own: the batch is nobody's request, and must not log under somebody's id.
+            task = asyncio.create_task(self._run(selection.batch, now_s), context=contextvars.Context())
             self._running[task] = selection.batch
             task.add_done_callback(self._running.pop)
         self._publish_queues()
@@ -219,6 +221,9 @@ class Batcher:
         for entry, logits_K in zip(batch.entries, logits_NK, strict=True):
             assert entry.route is not None, "a body batch holds routed entries: this is a bug"
             self._telemetry.body_row(entry.route)
+            if not np.isfinite(logits_K).all():
+                _break(entry, BackendError("the model answered this image with numbers that are not finite"))
+                continue
             queue_s = entry.waited_s + now_s - entry.queued_s
             _keep(entry, Outcome(logits_K, entry.payload.gate_logits_G, entry.route, queue_s, entry.trunk_s, seconds))
 

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import structlog
 import uvicorn
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from models.checkpoint import CheckpointError, load, models_in, resolve, versions
+from models.checkpoint import CheckpointError, load
 from service.api.state import ServiceState
 from service.app import create_app, load_checkpoints, refuse_the_rest, wait_until_idle
 from service.logs import configure
@@ -87,7 +88,9 @@ def serve(arguments: Sequence[str]) -> int:
 def run(app: FastAPI, settings: Settings) -> int:
     """Serve ``app`` until it has drained; 1 when the port is in use or a model could not warm up."""
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
+        # h11 bounds header fields, and keeps the body of a request that offers an upgrade (Java's client
+        # offers h2c on every first request); uvicorn's httptools protocol does neither.
+        app, http="h11", host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
         timeout_keep_alive=int(settings.keep_alive_s), timeout_graceful_shutdown=FLUSH_S,
     )  # fmt: skip
     state: ServiceState = app.state.service
@@ -100,23 +103,26 @@ def check(arguments: Sequence[str]) -> int:
     """Load and verify every version of every model in a repository; 1 when one is bad or there is none."""
     settings = CliApp.run(Settings, cli_args=list(arguments))
     configure(settings.log_format, "warning")
-    root = settings.repository
-    bad = 0
-    checked = 0
-    for name in models_in(root):
-        for number in versions(root, name):
-            checked += 1
-            try:
-                manifest = load(resolve(root, name, number)).manifest
-                print(
-                    f"ok   {name}/{number}: {manifest.architecture}, {len(manifest.slices)} slices, {manifest.digest}"
-                )
-            except CheckpointError as error:
-                bad += 1
-                print(f"bad  {name}/{number}: {error}")
-    if not checked:
-        print(f"bad  {root}: no model; expected NAME/VERSION/ with model.safetensors and manifest.json")
-    return 1 if bad or not checked else 0
+    results = [_check_version(folder) for folder in _version_folders(settings.repository)]
+    for line, _ in results:
+        print(line)
+    if not results:
+        print(f"bad  {settings.repository}: no model; expected NAME/VERSION/ with model.safetensors and manifest.json")
+    return 0 if results and all(good for _, good in results) else 1
+
+
+def _version_folders(root: Path) -> list[Path]:
+    """Every NAME/VERSION below the root, also those whose name is no version: they are reported."""
+    return sorted(f for f in root.glob("*/*") if f.is_dir() and not f.name.startswith((".", "__")))
+
+
+def _check_version(folder: Path) -> tuple[str, bool]:
+    label = f"{folder.parent.name}/{folder.name}"
+    try:
+        manifest = load(folder).manifest
+    except CheckpointError as error:
+        return f"bad  {label}: {error}", False
+    return f"ok   {label}: {manifest.architecture}, {len(manifest.slices)} slices, {manifest.digest}", True
 
 
 def main() -> None:

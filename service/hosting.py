@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 
 import structlog
@@ -39,13 +40,16 @@ class WarmEngine:
     table: LatencyTable
 
 
-def warm_up(checkpoint: Checkpoint, settings: Settings) -> WarmEngine:
-    """Build every slice and measure the latency table; blocks for seconds, called on a thread."""
+def warm_up(checkpoint: Checkpoint, settings: Settings, cancelled: threading.Event) -> WarmEngine:
+    """Build every slice and measure the latency table; blocks for seconds, called on a thread.
+
+    Raises InterruptedError soon after ``cancelled`` is set.
+    """
     engine = OnnxEngine(checkpoint.net, settings.worker_slots)
     shape = checkpoint.net.input_shape
     table = measure(
         engine, len(checkpoint.net.ladder), (shape.channels, shape.height, shape.width),
-        settings.profile_limit_s / len(settings.model),
+        settings.profile_limit_s / len(settings.model), cancelled,
     )  # fmt: skip
     return WarmEngine(engine, table)
 
@@ -76,6 +80,10 @@ class HostedModel:
     def retry_after_s(self) -> float:
         """When a refused client may try again, predicted from the backlog."""
         return retry_after_s(self.admitted, self.narrowest_s, self.workers)
+
+    def check_room(self) -> None:
+        """Raise QueueFullError when not even one image more would be admitted."""
+        admit(self.admitted, self.capacity, 1, self.retry_after_s())
 
     def take_places(self, images: int) -> None:
         """Admit ``images`` more, or raise QueueFullError; whoever calls gives them back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,14 @@ from service.errors import BadImageError, TooLargeError
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif")
 
 _BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
+
+
+class Decoded(NamedTuple):
+    """Normalised float32 [3, H, W]; seconds it waited for a thread, and seconds on it."""
+
+    image_CHW: NDArray[np.float32]
+    waited_s: float
+    decode_s: float
 
 
 class ImageDecoder:
@@ -30,14 +39,16 @@ class ImageDecoder:
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    async def decode(self, data: bytes, spec: InputSpec) -> tuple[NDArray[np.float32], float]:
-        """Normalised float32 [3, H, W], and the seconds that it took on its thread.
+    async def decode(self, data: bytes, spec: InputSpec) -> Decoded:
+        """The network input of one encoded image, and where its time went.
 
         Raises BadImageError for bytes that do not decode and TooLargeError for too many pixels. When
         the caller is cancelled, a decode that has not begun never does, and one that has is discarded.
         """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._load, data, spec)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._load, data, spec, time.perf_counter()
+            )
         except ImageTooLargeError as error:
             raise TooLargeError(str(error)) from error
         except ImageError as error:
@@ -47,10 +58,10 @@ class ImageDecoder:
         """Take nothing new. Does not wait; what is queued still runs, so that no caller hangs."""
         self._pool.shutdown(wait=False)
 
-    def _load(self, data: bytes, spec: InputSpec) -> tuple[NDArray[np.float32], float]:
+    def _load(self, data: bytes, spec: InputSpec, submitted_s: float) -> Decoded:
         began_s = time.perf_counter()
         image_CHW = load_image(data, spec, self._max_pixels)
-        return image_CHW, time.perf_counter() - began_s
+        return Decoded(image_CHW, began_s - submitted_s, time.perf_counter() - began_s)
 
 
 def sniff_media_type(data: bytes) -> str | None:

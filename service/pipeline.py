@@ -6,16 +6,23 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from service.admission import check_deadline
 from service.batcher import Order, Outcome
-from service.errors import BadRequestError, DeadlineExceededError, InfeasibleBudgetError, OverloadError, SlicewiseError
+from service.errors import (
+    BackendError,
+    BadRequestError,
+    DeadlineExceededError,
+    InfeasibleBudgetError,
+    OverloadError,
+    SlicewiseError,
+)
 from service.hosting import HostedModel
-from service.images import ImageDecoder
+from service.images import Decoded, ImageDecoder
 from service.request import Budget, Prediction, Timings, Window
 from service.routing import window
 from service.telemetry import Telemetry
@@ -29,6 +36,7 @@ class ImageRequest:
 
     data: bytes
     budget: Budget
+    allowed: Window
     top_k: int
     arrived_s: float
 
@@ -39,66 +47,81 @@ class Pipeline:
     def __init__(self, decoder: ImageDecoder, telemetry: Telemetry, default_slo_s: float) -> None:
         self._decoder, self._telemetry, self._default_slo_s = decoder, telemetry, default_slo_s
 
+    def precheck(self, model: HostedModel, budget: Budget) -> Window:
+        """The slices that the budgets allow; refuses before the body is read what no body could mend.
+
+        Raises BadRequestError, InfeasibleBudgetError and QueueFullError, and counts them.
+        """
+        try:
+            allowed = window(budget, model.slices)
+            model.check_room()
+        except SlicewiseError as error:
+            self._count(budget, outcome_of(error)[1])
+            raise
+        return allowed
+
     async def classify(self, model: HostedModel, request: ImageRequest) -> Prediction:
         """Answer one image; raises any SlicewiseError. Takes a place in the queue while it runs."""
         with self._account(model, request):
-            allowed = window(request.budget, model.slices)
-            with self.admitted(model, images=1) as ahead:
-                return await self._classify(model, request, allowed, ahead)
+            ahead = self._take_places(model, 1)
+            try:
+                return await self._classify(model, request, ahead)
+            finally:
+                model.give_back_places(1)
 
     async def classify_many(
         self, model: HostedModel, requests: list[ImageRequest]
     ) -> list[Prediction | SlicewiseError]:
-        """Answer several images under one budget, each routed on its own; errors take the place of answers.
+        """Answer several images, each routed on its own; errors take the place of answers, in order.
 
-        Raises for all what concerns all: budgets that no slice satisfies, and QueueFullError when they do
-        not fit into the queue together.
+        Raises QueueFullError for all when they do not fit into the queue together.
         """
 
-        async def one(request: ImageRequest, allowed: Window, ahead: int) -> Prediction | SlicewiseError:
+        async def one(request: ImageRequest, ahead: int) -> Prediction | SlicewiseError:
             try:
                 with self._account(model, request):
-                    return await self._classify(model, request, allowed, ahead)
+                    return await self._classify(model, request, ahead)
             except SlicewiseError as error:
                 return error
 
-        with ExitStack() as together:
-            with self._account_refusal(model, requests):
-                allowed = window(requests[0].budget, model.slices)
-                ahead = together.enter_context(self.admitted(model, len(requests)))
+        try:
+            ahead = self._take_places(model, len(requests))
+        except SlicewiseError as error:
+            for request in requests:
+                self._count(request.budget, outcome_of(error)[1])
+            raise
+        try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(request, allowed, ahead + i)) for i, request in enumerate(requests)]
+                tasks = [group.create_task(one(request, ahead + i)) for i, request in enumerate(requests)]
+        finally:
+            model.give_back_places(len(requests))
         return [task.result() for task in tasks]
 
-    @contextmanager
-    def admitted(self, model: HostedModel, images: int) -> Iterator[int]:
-        """Hold places in the model's bounded queue; gives the number of images that were there before."""
+    def _take_places(self, model: HostedModel, images: int) -> int:
+        """Take places in the model's bounded queue; returns the number of images ahead."""
         ahead = model.admitted
         model.take_places(images)
-        try:
-            yield ahead
-        finally:
-            model.give_back_places(images)
+        return ahead
 
-    async def _classify(self, model: HostedModel, request: ImageRequest, allowed: Window, ahead: int) -> Prediction:
-        budget, arrived_s = request.budget, request.arrived_s
+    async def _classify(self, model: HostedModel, request: ImageRequest, ahead: int) -> Prediction:
+        budget, arrived_s, allowed = request.budget, request.arrived_s, request.allowed
         deadline_s = math.inf if budget.latency_s is None else arrived_s + budget.latency_s
         least_width = allowed.lo if allowed.forced is None else allowed.forced
         check_deadline(
             now_s=time.monotonic(), deadline_s=deadline_s, queued=ahead, table=model.table,
             width=least_width, workers=model.workers,
         )  # fmt: skip
-        image_CHW, decode_s = await self._decode(model, request.data, deadline_s)
+        decoded = await self._decode(model, request.data, deadline_s)
         order = Order(
-            image_CHW, allowed, arrived_s, due_s=min(deadline_s, arrived_s + self._default_slo_s),
+            decoded.image_CHW, allowed, arrived_s, due_s=min(deadline_s, arrived_s + self._default_slo_s),
             deadline_s=deadline_s, urgency=budget.urgency,
         )  # fmt: skip
         outcome = await model.batcher.submit(order)
-        prediction = render(model, outcome, request, decode_s)
+        prediction = render(model, outcome, request, decoded)
         model.telemetry.answered(prediction.route, prediction.timings)
         return prediction
 
-    async def _decode(self, model: HostedModel, data: bytes, deadline_s: float) -> tuple[np.ndarray, float]:
+    async def _decode(self, model: HostedModel, data: bytes, deadline_s: float) -> Decoded:
         limit_s = None if deadline_s == math.inf else deadline_s - time.monotonic()
         try:
             async with asyncio.timeout(limit_s):
@@ -108,41 +131,42 @@ class Pipeline:
 
     @contextmanager
     def _account(self, model: HostedModel, request: ImageRequest) -> Iterator[None]:
-        """Count the image's outcome and duration once, however it ends."""
-        outcome, result = "error", None
+        """Count the image's outcome and duration once, however it ends; a caller who left is not counted."""
+        outcome, result = "error", "refused"  # what a bug does to the caller
         try:
             yield
             outcome, result = "ok", "met"
+        except asyncio.CancelledError:
+            outcome = ""
+            raise
         except SlicewiseError as error:
             outcome, result = outcome_of(error)
             raise
         finally:
-            total_s = time.monotonic() - request.arrived_s
-            self._telemetry.request_duration.labels(model.manifest.name, outcome).observe(total_s)
-            if result is not None:
-                self._telemetry.count_budgets(request.budget, result)
+            if outcome:
+                total_s = time.monotonic() - request.arrived_s
+                self._telemetry.request_duration.labels(model.manifest.name, outcome).observe(total_s)
+                self._count(request.budget, result)
 
-    @contextmanager
-    def _account_refusal(self, model: HostedModel, requests: list[ImageRequest]) -> Iterator[None]:
-        """Count every image of a call that is refused as a whole."""
-        try:
-            yield
-        except SlicewiseError:
-            with ExitStack() as each:
-                for request in requests:
-                    each.enter_context(self._account(model, request))
-                raise
+    def _count(self, budget: Budget, result: str) -> None:
+        if result:
+            self._telemetry.count_budgets(budget, result)
 
 
-def outcome_of(error: SlicewiseError) -> tuple[str, str | None]:
-    """(outcome of the request, result of its budgets); no result where the budgets were not at fault."""
+def outcome_of(error: SlicewiseError) -> tuple[str, str]:
+    """(outcome of the request, result of its budgets); an empty result where the client's data was at fault.
+
+    A failing model counts as ``refused``, so that it cannot look like attainment.
+    """
     if isinstance(error, DeadlineExceededError):
         return "expired", error.outcome
     if isinstance(error, InfeasibleBudgetError):
         return "rejected", "infeasible"
     if isinstance(error, OverloadError):
         return "rejected", "refused"
-    return "error", None
+    if isinstance(error, BackendError):
+        return "error", "refused"
+    return "error", ""
 
 
 def check_top_k(top_k: int | None, classes: int) -> int:
@@ -154,7 +178,7 @@ def check_top_k(top_k: int | None, classes: int) -> int:
     return top_k
 
 
-def render(model: HostedModel, outcome: Outcome, request: ImageRequest, decode_s: float) -> Prediction:
+def render(model: HostedModel, outcome: Outcome, request: ImageRequest, decoded: Decoded) -> Prediction:
     """Logits -> probabilities, highest first, with the cost that was really spent."""
     logits_K = outcome.logits_K.astype(np.float64)
     exponentials_K = np.exp(logits_K - logits_K.max())
@@ -167,6 +191,10 @@ def render(model: HostedModel, outcome: Outcome, request: ImageRequest, decode_s
         route=outcome.route,
         madds=facts.madds_published if outcome.route.gate_width is None else facts.madds_served,
         timings=Timings(
-            decode_s, outcome.queue_s, outcome.trunk_s, outcome.body_s, time.monotonic() - request.arrived_s
+            decode_s=decoded.decode_s,
+            queue_s=decoded.waited_s + outcome.queue_s,
+            trunk_s=outcome.trunk_s,
+            body_s=outcome.body_s,
+            total_s=time.monotonic() - request.arrived_s,
         ),
     )

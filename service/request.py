@@ -132,7 +132,7 @@ class Batch:
 class Timings:
     """Where one image's time went, in seconds; measured once, shown everywhere.
 
-    queue  wait before the trunk plus wait in the bucket.
+    queue  wait for a decoding thread, before the trunk and in the bucket.
     total  arrival of the last byte to the answer.
     """
 

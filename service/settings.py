@@ -65,6 +65,9 @@ class Settings(BaseSettings):
         10 * 2**20, ge=1, description="largest body of a one-image request; larger photographs cost memory per request"
     )
     batch_body_limit_bytes: int = Field(64 * 2**20, ge=1, description="largest body of /v1/classify/batch")
+    bodies_limit_bytes: int = Field(
+        512 * 2**20, ge=1, description="memory that all bodies in work may hold; above it requests are refused with 503"
+    )
     batch_limit_images: int = Field(64, ge=1, description="most images in one /v1/classify/batch")
     image_limit_pixels: int = Field(
         40_000_000, ge=1, description="most pixels of one image, checked before decoding; each costs about 4 bytes"
@@ -80,7 +83,7 @@ class Settings(BaseSettings):
         20.0, gt=0, description="time for work in flight at SIGTERM; then it is refused with 503"
     )
     drain_delay_s: float = Field(
-        0.0, ge=0, description="time to answer 503 on /readyz after SIGTERM before closing the port, for load balancers"
+        1.0, ge=0, description="time to answer 503 on /readyz after SIGTERM before closing the port, for load balancers"
     )
     log_format: Literal["console", "json"] = Field("console", description="how log lines are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")

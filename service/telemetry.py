@@ -227,3 +227,7 @@ class ModelTelemetry:
             ("body", timings.body_s),
         ):
             t.stage_duration.labels(model, stage).observe(seconds)
+
+    def encoded(self, seconds: float) -> None:
+        """Account the time that rendering an answer took."""
+        self.telemetry.stage_duration.labels(self.labels.model, "encode").observe(seconds)

@@ -66,7 +66,7 @@ class Server:
     def __init__(self, settings):
         self.app = create_app(settings, load_checkpoints(settings))
         self.state = self.app.state.service
-        config = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_config=None, access_log=False)
+        config = uvicorn.Config(self.app, host="127.0.0.1", port=0, http="h11", log_config=None, access_log=False)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncGenerator
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import orjson
@@ -13,10 +14,17 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from service.api.state import Lease
 from service.errors import BadRequestError, RequestTimeoutError, TooLargeError, UnsupportedMediaTypeError
 from service.images import MEDIA_TYPES, sniff_media_type
 
 _ALLOWED = f"{', '.join(MEDIA_TYPES)}, multipart/form-data with a part 'image', application/json"
+
+
+DISCARD_S = 2.0
+DISCARD_TIMES = 4
+"""Of a body that is too large, this many times the limit is read and thrown away, so that the client
+can finish writing and read its 413. Beyond it the connection is closed."""
 
 
 class _InMemoryParser(MultiPartParser):
@@ -30,25 +38,45 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
-    """The whole body. Raises TooLargeError above the limit and RequestTimeoutError when it is too slow."""
+async def read_body(request: Request, lease: Lease, limit_bytes: int, timeout_s: float) -> bytes:
+    """The whole body.
+
+    Raises TooLargeError above the limit, RequestTimeoutError when it is too slow, QueueFullError when
+    all bodies together hold too much.
+    """
     announced = request.headers.get("content-length", "")
-    if announced.isascii() and announced.isdigit() and int(announced) > limit_bytes:
-        raise TooLargeError(f"body is {announced} bytes; allowed: at most {limit_bytes} bytes")
+    too_large = announced.isascii() and announced.isdigit() and int(announced) > limit_bytes
+    stream = request.stream()
     chunks: list[bytes] = []
-    received = 0
     try:
         async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > limit_bytes:
-                    raise TooLargeError(f"body is over {limit_bytes} bytes; allowed: at most {limit_bytes} bytes")
+            async for chunk in stream:
+                if too_large or lease.body_bytes + len(chunk) > limit_bytes:
+                    too_large = True
+                    break
+                lease.grow(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
         raise RequestTimeoutError(
-            f"{received} bytes arrived within {timeout_s:g} s and the body was not complete; allowed: {timeout_s:g} s"
+            f"{lease.body_bytes} bytes arrived within {timeout_s:g} s and the body was not complete; "
+            f"allowed: {timeout_s:g} s"
         ) from error
+    if too_large:
+        await _discard(stream, limit_bytes)
+        given = f"{announced} bytes" if announced else f"over {limit_bytes} bytes"
+        raise TooLargeError(f"body is {given}; allowed: at most {limit_bytes} bytes")
     return b"".join(chunks)
+
+
+async def _discard(stream: AsyncIterator[bytes], most_bytes: int) -> None:
+    """Read on for a moment: many clients write their whole body before they look for an answer."""
+    seen = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            async for chunk in stream:
+                seen += len(chunk)
+                if seen > DISCARD_TIMES * most_bytes:
+                    return
 
 
 async def one_image(request: Request, body: bytes) -> bytes:

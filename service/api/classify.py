@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import orjson
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from service import errors
 from service.api.bodies import image_parts, one_image, read_body
 from service.api.budget_headers import parse_budget
-from service.api.problems import describe, responses
+from service.api.problems import REQUEST_ID_HEADER, describe, header, responses
 from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer
-from service.api.state import ServiceState, state_of
+from service.api.state import Lease, ServiceState, state_of
 from service.hosting import HostedModel
 from service.images import MEDIA_TYPES
 from service.pipeline import ImageRequest, check_top_k
-from service.request import Budget, Prediction
+from service.request import Budget, Prediction, Window
 
 router = APIRouter(prefix="/v1", tags=["classification"])
 T = TypeVar("T")
@@ -65,6 +65,13 @@ _PARAMETERS = [
     {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
     for name, text in _KNOBS
 ]
+_SPENT = {"Compute-MAdds": header("served multiply-adds, summed over the images", "integer")}
+_SERVED = {
+    "Slice-Width": header("ladder index that was served", "integer"),
+    "Slice-Gate-Width": header("what the gate wished; none when a forced width skipped it"),
+    "Slice-Reason": header("why this slice"),
+    "Server-Timing": header("milliseconds of decode, queue, trunk and body"),
+}
 _ERRORS = responses(400, 404, 405, 408, 413, 415, 422, 500, 503, 504)
 
 
@@ -73,34 +80,42 @@ def _body_doc(content: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Query:
+    """The query parameters of a classification."""
+
+    model: ModelName = None
+    version: ModelVersion = None
+    top_k: TopK = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Received:
     """What every classification starts from: headers and query parsed, then the whole body read."""
 
-    state: ServiceState
     model: HostedModel
     budget: Budget
+    allowed: Window
     top_k: int
     body: bytes
     arrived_s: float
 
     def image(self, data: bytes) -> ImageRequest:
-        return ImageRequest(data, self.budget, self.top_k, self.arrived_s)
+        return ImageRequest(data, self.budget, self.allowed, self.top_k, self.arrived_s)
 
 
-async def _receive(
-    request: Request, name: str | None, version: str | None, top_k: int | None, limit_bytes: int
-) -> _Received:
+async def _receive(request: Request, lease: Lease, query: _Query, limit_bytes: int) -> _Received:
     """Refuse what can be refused before the body is read, then read it."""
     state = state_of(request)
     budget = parse_budget(request.scope["headers"])
     try:
-        model = state.find(name, version)
+        model = state.find(query.model, query.version)
     except errors.OverloadError:
         state.telemetry.count_budgets(budget, "refused")
         raise
-    classes = check_top_k(top_k, len(model.manifest.classes))
-    body = await read_body(request, limit_bytes, state.settings.body_timeout_s)
-    return _Received(state, model, budget, classes, body, time.monotonic())
+    top_k = check_top_k(query.top_k, len(model.manifest.classes))
+    allowed = state.pipeline.precheck(model, budget)
+    body = await read_body(request, lease, limit_bytes, state.settings.body_timeout_s)
+    return _Received(model, budget, allowed, top_k, body, time.monotonic())
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -125,57 +140,57 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 @router.post(
     "/classify",
     response_model=ClassifyResponse,
-    responses=_ERRORS,
+    responses={200: {"headers": _SPENT | _SERVED | REQUEST_ID_HEADER}, **_ERRORS},
     openapi_extra=_body_doc(
         {**{kind: _BINARY for kind in MEDIA_TYPES}, "multipart/form-data": _PARTS, "application/json": _JSON}
     ),
 )
-async def classify(
-    request: Request, model: ModelName = None, version: ModelVersion = None, top_k: TopK = None
-) -> Response:
+async def classify(request: Request, query: Annotated[_Query, Depends()]) -> Response:
     """Classify one image with just the slice of the network that it needs."""
-    received = await _receive(request, model, version, top_k, state_of(request).settings.body_limit_bytes)
-    hosted = received.model
-    image = received.image(await one_image(request, received.body))
-    prediction = await while_connected(request, received.state.pipeline.classify(hosted, image))
-    answer = {
-        "model": hosted.manifest.name,
-        "version": str(hosted.manifest.version),
-        **image_answer(hosted, prediction),
-        "request_id": request.scope["request_id"],
-    }
-    return Response(orjson.dumps(answer), headers=answer_headers(prediction), media_type="application/json")
+    state = state_of(request)
+    with state.working() as lease:
+        received = await _receive(request, lease, query, state.settings.body_limit_bytes)
+        hosted = received.model
+        image = received.image(await one_image(request, received.body))
+        prediction = await while_connected(request, state.pipeline.classify(hosted, image))
+    began_s = time.perf_counter()
+    answer = _about(request, hosted) | image_answer(hosted, prediction)
+    response = Response(orjson.dumps(answer), headers=answer_headers(prediction), media_type="application/json")
+    hosted.telemetry.encoded(time.perf_counter() - began_s)
+    return response
 
 
 @router.post(
     "/classify/batch",
     response_model=BatchResponse,
-    responses=_ERRORS,
+    responses={200: {"headers": _SPENT | REQUEST_ID_HEADER}, **_ERRORS},
     openapi_extra=_body_doc({"multipart/form-data": _MANY_PARTS}),
 )
-async def classify_batch(
-    request: Request, model: ModelName = None, version: ModelVersion = None, top_k: TopK = None
-) -> Response:
+async def classify_batch(request: Request, query: Annotated[_Query, Depends()]) -> Response:
     """Classify several images; each is routed on its own, and one bad image fails that item only."""
-    settings = state_of(request).settings
-    received = await _receive(request, model, version, top_k, settings.batch_body_limit_bytes)
-    hosted = received.model
-    images = await image_parts(request, received.body, settings.batch_limit_images)
-    if not images:
-        raise errors.BadRequestError("multipart body has no part 'image'; allowed: at least 1")
-    work = [received.image(image) for image in images]
-    results = await while_connected(request, received.state.pipeline.classify_many(hosted, work))
-    answer = {
-        "model": hosted.manifest.name,
-        "version": str(hosted.manifest.version),
-        "results": [
-            image_answer(hosted, result) if isinstance(result, Prediction) else _image_problem(received.state, result)
-            for result in results
-        ],
+    state = state_of(request)
+    with state.working() as lease:
+        received = await _receive(request, lease, query, state.settings.batch_body_limit_bytes)
+        hosted = received.model
+        images = await image_parts(request, received.body, state.settings.batch_limit_images)
+        if not images:
+            raise errors.BadRequestError("multipart body has no part 'image'; allowed: at least 1")
+        work = [received.image(image) for image in images]
+        results = await while_connected(request, state.pipeline.classify_many(hosted, work))
+    began_s = time.perf_counter()
+    answers = [image_answer(hosted, r) if isinstance(r, Prediction) else _image_problem(state, r) for r in results]
+    spent = sum(result.madds for result in results if isinstance(result, Prediction))
+    body = orjson.dumps(_about(request, hosted) | {"results": answers})
+    hosted.telemetry.encoded(time.perf_counter() - began_s)
+    return Response(body, headers={"compute-madds": str(spent)}, media_type="application/json")
+
+
+def _about(request: Request, model: HostedModel) -> dict[str, Any]:
+    return {
+        "model": model.manifest.name,
+        "version": str(model.manifest.version),
         "request_id": request.scope["request_id"],
     }
-    spent = sum(result.madds for result in results if isinstance(result, Prediction))
-    return Response(orjson.dumps(answer), headers={"compute-madds": str(spent)}, media_type="application/json")
 
 
 def _image_problem(state: ServiceState, error: errors.SlicewiseError) -> dict[str, Any]:

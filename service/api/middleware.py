@@ -1,4 +1,4 @@
-"""One pure ASGI middleware: request id, access log, request counters, and the last word on bugs."""
+"""Pure ASGI middleware: request id, access log, request counters, and the last word on bugs."""
 
 from __future__ import annotations
 
@@ -44,11 +44,6 @@ class RequestEnvelope:
         self.telemetry.in_flight.inc()
         try:
             await self.app(scope, receive, send_with_id)
-        except Exception:
-            log.exception("internal_error", path=scope["path"])
-            self.telemetry.rejections.labels("internal").inc()
-            if status == CLIENT_CLOSED_REQUEST:
-                await _send_internal_error(identity, send_with_id)
         finally:
             self.telemetry.in_flight.dec()
             template = getattr(scope.get("route"), "path", "unmatched")
@@ -58,6 +53,32 @@ class RequestEnvelope:
                 "request", method=scope["method"], route=template, status=status,
                 duration_ms=round((time.perf_counter() - began_s) * 1e3, 2),
             )  # fmt: skip
+
+
+class LastWord:
+    """Answers what nobody caught: our bugs, in the same form as every other error. Inside CORS."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self.app, self.telemetry = app, telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            log.exception("internal_error", path=scope["path"])
+            self.telemetry.rejections.labels("internal").inc()
+            if begun:
+                raise
+            await _send_internal_error(scope["request_id"], send)
 
 
 def _trace(scope: Scope) -> dict[str, str]:

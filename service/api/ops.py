@@ -39,13 +39,13 @@ async def get_model(request: Request, model: str) -> Response:
     return _json(model_info(state_of(request).find(model, None)))
 
 
-@router.get("/healthz", response_model=Status, responses=responses(405), tags=["operations"])
+@router.get("/healthz", response_model=Status, responses=responses(405, 500), tags=["operations"])
 async def healthz() -> Response:
     """Alive: the event loop turns."""
     return _json({"status": "alive"})
 
 
-@router.get("/readyz", response_model=Status, responses=responses(405, 503), tags=["operations"])
+@router.get("/readyz", response_model=Status, responses=responses(405, 500, 503), tags=["operations"])
 async def readyz(request: Request) -> Response:
     """Ready: every model is warm and the service is not draining."""
     state_of(request).check_ready()
@@ -55,7 +55,7 @@ async def readyz(request: Request) -> Response:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **responses(405)},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **responses(405, 500)},
     tags=["operations"],
 )
 async def metrics(request: Request) -> Response:

@@ -60,9 +60,23 @@ DESCRIPTIONS = {
 }
 
 
+def header(description: str, kind: str = "string") -> dict[str, Any]:
+    """OpenAPI declaration of one response header."""
+    return {"description": description, "schema": {"type": kind}}
+
+
+REQUEST_ID_HEADER = {"X-Request-ID": header("the request's id: echoed, or made here")}
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI declarations of these error statuses."""
-    return {status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in statuses}
+    declared: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        headers = dict(REQUEST_ID_HEADER)
+        if status == 503:
+            headers["Retry-After"] = header("whole seconds, predicted from the backlog", "integer")
+        declared[status] = {"model": Problem, "description": DESCRIPTIONS[status], "headers": headers}
+    return declared
 
 
 def describe(error: errors.SlicewiseError) -> tuple[int, str]:

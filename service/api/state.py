@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
 from starlette.requests import Request
 
-from service.errors import DrainingError, LoadingError, NotFoundError
+from service.errors import DrainingError, LoadingError, NotFoundError, QueueFullError
 from service.hosting import HostedModel
 from service.pipeline import Pipeline
 from service.settings import Settings
@@ -15,13 +17,36 @@ from service.telemetry import Telemetry
 
 LOADING_RETRY_S = 5.0
 """Retry-After while a model warms up: the order of a warm-up."""
+BODIES_RETRY_S = 1.0
+"""Retry-After when bodies hold all the memory they may: they leave with their answers."""
 DRAINING_RETRY_S = 1.0
 """Retry-After while draining: another replica can answer at once."""
 
 
+class Lease:
+    """One request in work, and the memory that its body holds."""
+
+    def __init__(self, state: ServiceState) -> None:
+        self._state, self.body_bytes = state, 0
+
+    def grow(self, count: int) -> None:
+        """Claim ``count`` bytes more; QueueFullError when all bodies together would pass the limit."""
+        limit = self._state.settings.bodies_limit_bytes
+        if self._state.body_bytes + count > limit:
+            raise QueueFullError(
+                f"bodies in work hold {self._state.body_bytes} bytes; allowed: {limit} bytes", BODIES_RETRY_S
+            )
+        self._state.body_bytes += count
+        self.body_bytes += count
+
+
 @dataclass(slots=True)
 class ServiceState:
-    """One per application. Mutated by the lifespan only, on the event loop."""
+    """One per application; changed on the event loop only.
+
+    active      classification requests in work, from their headers to their answer.
+    body_bytes  held by their bodies.
+    """
 
     settings: Settings
     telemetry: Telemetry
@@ -29,6 +54,19 @@ class ServiceState:
     models: dict[str, HostedModel] = field(default_factory=dict)
     draining: bool = False
     failed: bool = False
+    active: int = 0
+    body_bytes: int = 0
+
+    @contextmanager
+    def working(self) -> Iterator[Lease]:
+        """Hold a lease; the drain waits for it."""
+        lease = Lease(self)
+        self.active += 1
+        try:
+            yield lease
+        finally:
+            self.active -= 1
+            self.body_bytes -= lease.body_bytes
 
     def check_ready(self) -> None:
         """Raise DrainingError or LoadingError unless every model is warm and requests are welcome."""

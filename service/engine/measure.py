@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable
 
@@ -27,10 +28,14 @@ def _median_s(run: Callable[[], object], limit_s: float) -> float:
     return statistics.median(samples)
 
 
-def measure(engine: Engine, widths: int, image_shape: tuple[int, int, int], limit_s: float) -> LatencyTable:
+def measure(
+    engine: Engine, widths: int, image_shape: tuple[int, int, int], limit_s: float, cancelled: threading.Event
+) -> LatencyTable:
     """Warm up every session and fill the table; ``limit_s`` is shared by all entries.
 
     image_shape  (channels, height, width) of the network input.
+
+    Raises InterruptedError between two entries once ``cancelled`` is set.
     """
     image = np.zeros(image_shape, np.float32)
     feature = engine.trunk([image]).features[0]
@@ -44,6 +49,8 @@ def measure(engine: Engine, widths: int, image_shape: tuple[int, int, int], limi
 
         seconds[None, batch] = _median_s(trunk, share_s)
         for width in range(widths):
+            if cancelled.is_set():
+                raise InterruptedError("the warm-up was cancelled")
 
             def body(width: int = width, features: list[object] = features) -> object:
                 return engine.body(width, features)

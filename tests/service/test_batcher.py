@@ -35,7 +35,7 @@ class FakeEngine:
 
     def trunk(self, images):
         assert self.hold.wait(10)
-        self.trunk_batches.append([int(i[0]) for i in images])
+        self.trunk_batches.append([i[0] for i in images])
         if self.poison & set(self.trunk_batches[-1]):
             raise RuntimeError("poisoned trunk")
         return TrunkResult(list(images), np.stack(images))
@@ -45,7 +45,7 @@ class FakeEngine:
 
     def body(self, width, features):
         assert self.hold.wait(10)
-        self.body_batches.append((width, [int(f[0]) for f in features]))
+        self.body_batches.append((width, [f[0] for f in features]))
         if self.poison & {-v for v in self.body_batches[-1][1]}:
             raise RuntimeError("poisoned body")
         return np.stack(features) * 2
@@ -143,6 +143,19 @@ async def test_a_failing_batch_fails_alone(poison):
     with pytest.raises(BackendError):
         await bad
     assert [(await t).logits_K[0] for t in (good, after)] == [4, 12]
+
+
+async def test_logits_that_are_not_finite_fail_their_image_alone():
+    h = Harness(FakeEngine(), limit=8)
+    h.engine.hold.clear()
+    blocker = h.submit(0)
+    await settle()
+    bad, good = h.submit(math.nan, forced=0), h.submit(4, forced=0)
+    h.engine.hold.set()
+    with pytest.raises(BackendError, match="not finite"):
+        await bad
+    assert (await good).logits_K[0] == 8
+    await blocker
 
 
 async def test_at_the_deadline_the_caller_is_told_while_its_batch_still_runs():

@@ -78,6 +78,8 @@ def test_compute_shares_are_exact(value: str, share: str) -> None:
         ("1.5Ms", 0.0015),
         ("0.1", 0.0001),
         ("3600s", 3600.0),
+        ("3600.0001s", 3600.0),
+        ("9" * 64, 3600.0),
     ],
 )
 def test_latency_budgets(value: str, latency_s: float) -> None:
@@ -152,8 +154,6 @@ def test_malformed_quantities_name_header_value_and_grammar(name: str, value: st
         ("Compute-Budget", "10ms", "MAdds"),
         ("Latency-Budget", "10us", "suffix ms or s"),
         ("Latency-Budget", "10%", "milliseconds"),
-        ("Latency-Budget", "3600.0001s", "at most 3600 s"),
-        ("Latency-Budget", "3600001", "at most 3600 s"),
         ("Accuracy-Floor", "1.0001", r"decimal in \(0, 1\]"),
         ("Accuracy-Floor", "90", r"percentage in \(0%, 100%\]"),
         ("Accuracy-Floor", "101%", r"\(0%, 100%\]"),

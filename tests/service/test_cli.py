@@ -1,7 +1,9 @@
 """The console script as a process: start, answer, check a repository, drain on SIGTERM."""
 
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,15 +14,13 @@ import pytest
 from support import random_image
 
 
-def slicewise(*arguments, **environment):
-    import os
-
+def slicewise(*arguments, log=subprocess.PIPE, **environment):
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLICEWISE_")} | environment
     return subprocess.Popen(
         [sys.executable, "-m", "service", *arguments],
         env=env,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=log,
         text=True,
     )
 
@@ -33,8 +33,6 @@ def run(*arguments, **environment):
 
 @pytest.fixture
 def port():
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -52,11 +50,12 @@ def wait_ready(url, process):
     raise AssertionError("the service did not become ready")
 
 
-def test_serve_answers_drains_on_sigterm_and_exits_0(repository, port):
+def test_serve_answers_drains_on_sigterm_and_exits_0(repository, port, tmp_path):
     url = f"http://127.0.0.1:{port}"
+    log = (tmp_path / "log").open("w+")  # a pipe that nobody reads would fill up and stop the service
     process = slicewise(
         "serve", "--repository", str(repository), "--model", "tiny", "--port", str(port), "--drain-delay-s", "1",
-        SLICEWISE_PROFILE_LIMIT_S="0.2", SLICEWISE_LOG_FORMAT="json",
+        log=log, SLICEWISE_PROFILE_LIMIT_S="0.2", SLICEWISE_LOG_FORMAT="json",
     )  # fmt: skip
     try:
         wait_ready(url, process)
@@ -78,15 +77,64 @@ def test_serve_answers_drains_on_sigterm_and_exits_0(repository, port):
         time.sleep(0.3)
         ready = httpx.get(f"{url}/readyz")
         assert (ready.status_code, ready.json()["error_type"]) == (503, "draining")
-        _, err = process.communicate(timeout=30)
+        process.communicate(timeout=30)
         stop.set()
         thread.join()
+        log.seek(0)
+        err = log.read()
         assert process.returncode == 0, err
         assert set(statuses) == {200, 503}
         assert '"event": "settings"' in err
         assert '"request_id"' in err
     finally:
         process.kill()
+        log.close()
+
+
+def test_an_upload_that_is_under_way_at_sigterm_is_still_answered(repository, port, tmp_path):
+    url, image = f"http://127.0.0.1:{port}", random_image(0)
+    log = (tmp_path / "log").open("w")
+    process = slicewise(
+        "serve", "--repository", str(repository), "--model", "tiny", "--port", str(port), "--drain-delay-s", "0",
+        log=log, SLICEWISE_PROFILE_LIMIT_S="0.2",
+    )  # fmt: skip
+    try:
+        wait_ready(url, process)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n"
+            connection.sendall(head.encode() + image[:100])
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(4)  # longer than answers have to leave once the drain is over
+            connection.sendall(image[100:])
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+        log.close()
+
+
+def test_sigterm_during_the_warm_up_ends_it_at_once(repository, port, tmp_path):
+    log = (tmp_path / "log").open("w")
+    process = slicewise(
+        "serve", "--repository", str(repository), "--model", "tiny", "--port", str(port), "--drain-delay-s", "0",
+        log=log, SLICEWISE_PROFILE_LIMIT_S="20",
+    )  # fmt: skip
+    try:
+        give_up = time.monotonic() + 30
+        while time.monotonic() < give_up:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/healthz")
+                break
+            except httpx.TransportError:
+                time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.communicate()
+        log.close()
 
 
 def test_settings_that_are_wrong_are_named():

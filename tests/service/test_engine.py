@@ -1,3 +1,4 @@
+import threading
 import time
 
 import numpy as np
@@ -68,8 +69,15 @@ class SlowEngine:
 
 
 def test_measuring_fills_the_table_and_stops_when_its_time_is_up():
-    table = measure(SlowEngine(), 3, (3, 4, 4), limit_s=0.1)
+    table = measure(SlowEngine(), 3, (3, 4, 4), limit_s=0.1, cancelled=threading.Event())
     assert set(table.seconds_by_batch) == {(w, b) for w in (None, 0, 1, 2) for b in BATCH_SIZES}
     assert all(seconds >= 0.02 for seconds in table.seconds_by_batch.values())
     # One warm-up and one timed run each, where the time is up at once; and the first trunk.
     assert SlowEngine.calls == 2 * len(table.seconds_by_batch) + 1
+
+
+def test_measuring_stops_when_it_is_cancelled():
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(InterruptedError):
+        measure(SlowEngine(), 3, (3, 4, 4), limit_s=10, cancelled=cancelled)

@@ -1,4 +1,5 @@
 import contextlib
+import http.client
 import socket
 import struct
 import threading
@@ -205,3 +206,78 @@ def test_a_bad_budget_is_told_before_the_body_is_read(client):
 
     response = client.post("/v1/classify", content=endless(), headers=PNG | {"compute-budget": "-1"})
     check(response, 400, "bad_request")
+
+
+def raw(port, request):
+    """Everything that comes back for raw bytes, until the server closes or is silent for two seconds."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            connection.sendall(request)
+            while chunk := connection.recv(65536):
+                answer += chunk
+    return answer
+
+
+def test_a_request_that_offers_an_upgrade_keeps_its_body(server):
+    image = random_image(0)
+    head = (
+        "POST /v1/classify HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\n"
+        f"HTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: {len(image)}\r\n\r\n"
+    )
+    assert raw(server.port, head.encode() + image).startswith(b"HTTP/1.1 200 ")
+
+
+def test_endless_headers_are_refused(server):
+    request = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 200_000 + b"\r\n\r\n"
+    # A server that closes on unread bytes may reset the connection before its 400 is read.
+    assert raw(server.port, request)[:13] in (b"HTTP/1.1 400 ", b"")
+    assert server.client.get("/healthz").status_code == 200
+
+
+def test_a_client_that_writes_all_before_it_reads_still_gets_its_413(small):
+    connection = http.client.HTTPConnection("127.0.0.1", small.port, timeout=10)
+    connection.request("POST", "/v1/classify", body=b"x" * 19_000, headers=PNG)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_trailing_slash_is_another_path(client):
+    check(client.post("/v1/classify/", content=random_image(0), headers=PNG), 404, "not_found")
+
+
+def test_a_repeated_request_id_is_a_bad_request(client):
+    headers = [("content-type", "image/png"), ("x-request-id", "a"), ("x-request-id", "b")]
+    check(client.post("/v1/classify", content=random_image(0), headers=headers), 400, "bad_request")
+
+
+def test_bodies_together_are_bounded(start):
+    with start(bodies_limit_bytes=100_000) as server:
+        held = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        held.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n" + b"x" * 80_000)
+        while server.state.body_bytes < 80_000:
+            time.sleep(0.005)
+        response = server.client.post("/v1/classify", content=b"x" * 30_000, headers=PNG)
+        assert "100000 bytes" in check(response, 503, "queue_full")
+        held.close()
+        while server.state.active:
+            time.sleep(0.005)
+        assert server.state.body_bytes == 0
+        assert server.client.post("/v1/classify", content=random_image(0), headers=PNG).status_code == 200
+
+
+def test_a_failing_model_counts_against_attainment(start):
+    with start() as server:
+        server.state.models["tiny"].batcher._engine.body = lambda width, features: 1 / 0
+        headers = PNG | {"latency-budget": "5s"}
+        check(server.client.post("/v1/classify", content=random_image(0), headers=headers), 500, "backend")
+        assert server.metric("slicewise_budget_requests_total", kind="latency", result="refused") == 1
+
+
+def test_browsers_may_read_our_bugs(start):
+    with start(cors_origins=["https://app.example"]) as server:
+        server.state.pipeline.classify = None
+        headers = PNG | {"origin": "https://app.example"}
+        response = server.client.post("/v1/classify", content=random_image(0), headers=headers)
+        check(response, 500, "internal")
+        assert response.headers["access-control-allow-origin"] == "https://app.example"

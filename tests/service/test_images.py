@@ -66,10 +66,11 @@ async def cancel(task: asyncio.Task[object]) -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 async def test_every_format_becomes_what_training_saw(decoder: ImageDecoder, kind: str) -> None:
-    image_CHW, decode_s = await decoder.decode(encoded(kind), SPEC)
+    image_CHW, waited_s, decode_s = await decoder.decode(encoded(kind), SPEC)
     assert image_CHW.dtype == np.float32
     np.testing.assert_array_equal(image_CHW, load_image(encoded(kind), SPEC))
     assert 0 < decode_s < 60
+    assert 0 <= waited_s < 60
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", encoded("PNG")[:60], encoded("JPEG")[:-40]])

@@ -61,7 +61,10 @@ def test_openapi_declares_every_error_status_and_every_knob(client):
             "Compute-Budget", "Latency-Budget", "Accuracy-Floor", "Slice-Width", "Priority", "X-Request-ID",
             "model", "version", "top_k",
         }  # fmt: skip
-    assert "405" in paths["/healthz"]["get"]["responses"]
+        assert {"Compute-MAdds", "X-Request-ID"} <= set(operation["responses"]["200"]["headers"])
+        assert "Retry-After" in operation["responses"]["503"]["headers"]
+    assert set(paths["/v1/models/{model}"]["get"]["responses"]) == {"200", "404", "405", "500", "503"}
+    assert set(paths["/healthz"]["get"]["responses"]) == {"200", "405", "500"}
 
 
 def test_cors_is_off_by_default_and_exposes_the_headers_when_on(start, client):
