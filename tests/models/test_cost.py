@@ -1,6 +1,6 @@
 """Costs of the published ImageNet form, as its own counter and parameter count give them."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -31,6 +31,17 @@ def costs(net) -> tuple[SliceCost, ...]:
 def test_madds_of_the_14_slices(costs):
     assert [cost.published_madds for cost in costs] == PUBLISHED
     assert [round(cost.published_madds / 1e6) for cost in costs] == IN_THE_PAPERS_TABLE
+
+
+def test_madds_of_the_teacher():
+    """Every stage at its widest, the stem too; the squeeze-excites are sized by the widest anyway."""
+    config = imagenet14()
+    widest = tuple(replace(stage, widths=stage.widths[-1:]) for stage in config.stages)
+    alone = replace(config, stem_widths=config.stem_widths[-1:], stages=widest, gate_choices=(0,))
+    with torch.device("meta"):
+        net = DsMbnet(alone)
+    assert net.ladder[0].extents == DsMbnet(config).teacher.extents
+    assert [cost.published_madds for cost in net.costs()] == [819_883_136]
 
 
 def test_the_trunk_costs_the_same_at_every_width(costs):

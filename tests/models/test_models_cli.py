@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -58,6 +59,23 @@ def test_inspect_json_is_the_manifest(measured, capsys):
     assert cli.main(["inspect", str(measured.parent), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown == {"name": "shop", "version": 7} | json.loads((measured / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:1000]), "has digest sha256:"),
+        (lambda file: file.unlink(), "cannot be read"),
+    ],
+)
+def test_inspect_shows_nothing_of_a_damaged_checkpoint(measured, tmp_path, capsys, damage, reason):
+    folder = shutil.copytree(measured, tmp_path / "shop" / "7")
+    damage(folder / "model.safetensors")
+    for form in ([], ["--json"]):
+        assert cli.main(["inspect", str(folder), *form]) == 1
+        shown = capsys.readouterr()
+        assert not shown.out
+        assert f"model.safetensors {reason}" in shown.err
 
 
 def test_import_then_inspect(golden, publish, config_file, tmp_path, capsys):

@@ -1,8 +1,11 @@
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from models.transform import (
     load_image,
     normalise,
     resize,
+    upright_rgb,
 )
 
 HEIGHT, WIDTH = 20, 30
@@ -180,6 +184,48 @@ def test_16_bit_grey_keeps_the_high_byte():
 def test_16_bit_colour_keeps_the_high_byte():
     row = np.array([0x1234, 0xFFFF, 0x00FF], dtype=">u2").tobytes()
     assert pixels(png(1, 1, 16, 2, b"\0" + row)).tolist() == [[[0x12, 0xFF, 0x00]]]
+
+
+PEAK = """
+import sys
+from models.transform import decode
+
+def peak_bytes():
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
+small, large = (open(name, "rb").read() for name in sys.argv[1:])
+decode(small)
+before = peak_bytes()
+width, height = decode(large).size
+print((peak_bytes() - before) / (width * height))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+@pytest.mark.parametrize(
+    ("mode", "bytes_per_pixel"), [("RGB", 4), ("RGBA", 8), ("LA", 8), ("P", 5), ("L", 5), ("I;16", 6)]
+)
+def test_decoding_holds_the_picture_as_it_was_and_as_rgb_only(tmp_path, mode, bytes_per_pixel):
+    for name, side in (("small", 600), ("large", 3000)):
+        options = {"transparency": 0} if mode == "P" else {}
+        (tmp_path / name).write_bytes(saved(Image.new(mode, (side, side)), "PNG", compress_level=1, **options))
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "small"), str(tmp_path / "large")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert float(printed) < bytes_per_pixel + 1
+
+
+@pytest.mark.parametrize("tile_pixels", [1, 7, 100, HEIGHT * WIDTH])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "I;16", "P", "CMYK"])
+def test_tiles_leave_no_trace(monkeypatch, mode, tile_pixels):
+    grey16 = Image.fromarray(smooth()[:, :, 0].astype(np.uint16) * 257)
+    picture = grey16 if mode == "I;16" else Image.fromarray(smooth()).convert(mode)
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.fromarray(smooth()[:, :, 1]))
+    if mode == "P":
+        picture.info["transparency"] = bytes(range(256))
+    whole = np.asarray(upright_rgb(picture.copy()))
+    monkeypatch.setattr("models.transform._TILE_PIXELS", tile_pixels)
+    assert np.array_equal(upright_rgb(picture.copy()), whole)
 
 
 def test_cmyk_jpeg():

@@ -69,6 +69,36 @@ def test_a_finished_run_is_not_trained_again_and_never_overwrites(trained, folde
     assert not (root / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"seed": 1}, {"seed", "training images"}),
+        ({"hold_out": 20}, {"hold_out", "training images"}),
+        ({"supernet": replace(TOY.supernet, lr=0.1)}, {"supernet"}),
+        ({"input_spec": replace(TINY_INPUT, mean=(0.1, 0.1, 0.1))}, {"input"}),
+        ({"config": lambda: asdict(replace(TINY, classes=4, se_ratio=0.5))}, {"network"}),
+    ],
+)
+def test_a_run_is_resumed_by_itself_only(trained, folders, tmp_path, change, parts):
+    out = tmp_path / "zoo" / "toy" / "1"
+    with pytest.raises(ValueError, match="is of another run") as caught:
+        train(replace(TOY, **change), folders / "train", None, trained[0] / "run", out)
+    differing = str(caught.value).split("another run: ")[1].split("; ")
+    assert {fault.split(" is ")[0] for fault in differing} == parts
+    assert not out.exists()
+
+
+def test_other_images_are_another_run(trained, folders, tmp_path):
+    with pytest.raises(ValueError, match=r'training images is "sha256:[0-9a-f]{64}", stored is "sha256:[0-9a-f]{64}"$'):
+        train(TOY, folders / "test", None, trained[0] / "run", tmp_path / "zoo" / "toy" / "1")
+
+
+def test_the_gate_may_be_fitted_anew_with_another_recipe(trained, folders, tmp_path):
+    recipe = replace(TOY, gate=replace(TOY.gate, hard_weights=(2.0,)))
+    manifest = train(recipe, folders / "train", None, trained[0] / "run", tmp_path / "zoo" / "toy" / "1")
+    assert manifest.recipe["gate"]["hard_weights"] == [2.0]
+
+
 def test_the_commands_train_and_evaluate(trained, folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(RECIPES, "toy", lambda: TOY)
     out = tmp_path / "zoo" / "toy" / "1"

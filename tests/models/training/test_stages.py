@@ -52,7 +52,7 @@ def test_every_width_learns_a_toy_problem_in_seconds(tmp_path, stem_widths):
     images = toy_images()
     net = toy_net(stem_widths=stem_widths)
     rows = []
-    SupernetTrainer(net, RECIPE, 0).fit(batches_of(images), tmp_path / "state.pt", rows.append)
+    SupernetTrainer(net, RECIPE, 0, {}).fit(batches_of(images), tmp_path / "state.pt", rows.append)
     calibrate(net, batches_of(images).epoch(99))
     evaluation = evaluate(net, toy_images(seed=1), TINY_INPUT)
     assert [row["epoch"] for row in rows] == list(range(1, 13))
@@ -65,7 +65,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path):
     images, recipe = toy_images(96), replace(RECIPE, cycles=(2, 1))
 
     def run(net, state, stop_after=None):
-        trainer = SupernetTrainer(net, recipe, seed=5)
+        trainer = SupernetTrainer(net, recipe, 5, {"seed": "5"})
 
         def stop(row):
             if row["epoch"] == stop_after:
@@ -84,11 +84,33 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_the_state_of_another_run_is_refused_by_what_differs(tmp_path):
+    recipe, state = replace(RECIPE, cycles=(1,)), tmp_path / "state.pt"
+    batches = batches_of(toy_images(32), recipe)
+    SupernetTrainer(toy_net(), recipe, 0, {"seed": "0", "images": "a", "name": "n"}).fit(batches, state, dict)
+    other = SupernetTrainer(toy_net(seed=1), recipe, 3, {"seed": "3", "images": "b", "name": "n"})
+    untouched = copy.deepcopy(other.net.state_dict())
+    with pytest.raises(
+        ValueError, match=r"state\.pt is of another run: images is b, stored is a; seed is 3, stored is 0$"
+    ):
+        other.fit(batches, state, dict)
+    assert other.epochs_done == 0
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in other.net.state_dict().items())
+
+
+def test_a_state_that_does_not_say_its_run_is_refused(tmp_path):
+    recipe, state = replace(RECIPE, cycles=(1,)), tmp_path / "state.pt"
+    trainer = SupernetTrainer(toy_net(), recipe, 0, {})
+    torch.save({key: value for key, value in trainer.state().items() if key != "identity"}, state)
+    with pytest.raises(ValueError, match="does not say of which run it is"):
+        trainer.fit(batches_of(toy_images(32), recipe), state, dict)
+
+
 def test_sharing_the_trunk_gives_the_gradient_of_separate_passes():
     torch.manual_seed(0)
     x, labels = torch.randn(16, 3, 16, 16, dtype=torch.float64), torch.arange(16) % 4
     net = toy_net().double()  # so that equal sums in another order stay equal
-    trainer = SupernetTrainer(net, replace(RECIPE, momentum=0.9), seed=0)
+    trainer = SupernetTrainer(net, replace(RECIPE, momentum=0.9), 0, {})
     plain = copy.deepcopy(net)
     with torch.no_grad():
         target = trainer.teacher.eval().largest(x).softmax(1)
