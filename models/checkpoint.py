@@ -31,7 +31,6 @@ from models.transform import InputSpec
 
 TENSORS = "model.safetensors"
 MANIFEST = "manifest.json"
-MOST_FAULTS_NAMED = 20
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -161,10 +160,8 @@ class Checkpoint:
 
 
 def list_faults(what: str, faults: Sequence[str]) -> str:
-    """One message that names the faults of ``what``, the first ``MOST_FAULTS_NAMED`` of them in full."""
-    more = len(faults) - MOST_FAULTS_NAMED
-    named = "; ".join(faults[:MOST_FAULTS_NAMED])
-    return f"{what}: {named}" + (f"; and {more} more" if more > 0 else "")
+    """One message that names every fault of ``what``."""
+    return f"{what}: {'; '.join(faults)}"
 
 
 def tensor_faults(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

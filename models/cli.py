@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.checkpoint import Manifest, Measured, load, locate, read_manifest
+from models.checkpoint import Manifest, Measured, load, locate
 from models.ds_mbnet import DsMbnetConfig, imagenet14
 from models.dsnet_import import import_dsnet
 from models.export import export_subnet
@@ -55,7 +55,7 @@ def _configure_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    manifest = read_manifest(locate(arguments.path))
+    manifest = load(locate(arguments.path)).manifest  # nothing is shown of a checkpoint that would not be served
     if arguments.json:
         print(json.dumps({"name": manifest.name, "version": manifest.version} | manifest.to_json(), indent=1))
     else:

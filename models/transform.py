@@ -23,6 +23,8 @@ F32 = NDArray[np.float32]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "box": Image.Resampling.BOX}
 
+_TILE_PIXELS = 2**18  # converted at once: a few MB, nothing beside a large picture
+
 
 class ImageError(ValueError):
     """The bytes are not an image of a supported format, or are damaged."""
@@ -110,13 +112,32 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
-    """As ``decode`` for a picture that is already open, which it turns in place."""
+    """As ``decode`` for a picture that is already open, which it turns in place.
+
+    An upright RGB picture is returned as it is. Any other is converted tile by tile, so that the most
+    that is held is the picture as it was and as it becomes, 4 bytes a pixel each.
+    """
     picture.load()
     with contextlib.suppress(Exception):  # broken metadata around sound pixels is as good as none
         ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    width, height = picture.size
+    rgb = Image.new("RGB", (width, height))
+    columns = min(width, _TILE_PIXELS)
+    rows = _TILE_PIXELS // columns
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            tile = picture.crop((left, top, min(width, left + columns), min(height, top + rows)))
+            rgb.paste(_rgb(tile), (left, top))
+    return rgb
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Converted as ``decode`` says; the intermediate copies take up to 16 bytes a pixel."""
     if picture.mode.startswith("I"):  # 16-bit grey: keep the high byte
-        grey = np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        high = np.asarray(picture).clip(0, 65535) >> 8
+        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
     if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

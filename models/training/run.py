@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import platform
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,27 @@ def _log_rows(path: Path) -> Any:
     return log
 
 
+def run_identity(recipe: Recipe, net: Supernet, train_names: Iterable[str]) -> dict[str, str]:
+    """What stage I depends on, part by part as JSON text: a state is resumed only where all of it is equal.
+
+    train_names  of the images without the hold-out; kept as a digest. Their pixels are not compared.
+
+    The gate's recipe is left out: stage II begins anew in every call.
+    """
+    parts = {key: value for key, value in recipe.to_json().items() if key != "gate"} | {
+        "input": recipe.input_spec.to_json(),
+        "network": {"architecture": net.architecture, "config": net.config_dict()},
+        "training images": f"sha256:{hashlib.sha256(json.dumps(sorted(train_names)).encode()).hexdigest()}",
+    }
+    return {part: json.dumps(value, sort_keys=True) for part, value in parts.items()}
+
+
 def train(recipe: Recipe, train_data: Path, test_data: Path | None, run_dir: Path, out_dir: Path) -> Manifest:
     """Train and write a checkpoint to ``out_dir`` (``<root>/<name>/<version>``).
 
     run_dir keeps ``supernet.pt`` (rewritten after every epoch; a later call resumes from it) and
-    ``log.csv``. Without test data the manifest carries hold-out figures only.
+    ``log.csv``. Without test data the manifest carries hold-out figures only. Raises ValueError when
+    ``supernet.pt`` is of a run that differs in ``run_identity``.
     """
     require_new(out_dir)  # before the hours, not after them
     began_s = time.monotonic()
@@ -48,7 +67,8 @@ def train(recipe: Recipe, train_data: Path, test_data: Path | None, run_dir: Pat
     net = build(recipe.architecture, recipe.config()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage = recipe.supernet
     batches = Batches(rest, recipe.input_spec, stage.batch_size, recipe.seed, stage.crop_padding)
-    SupernetTrainer(net, stage, recipe.seed).fit(batches, run_dir / "supernet.pt", _log_rows(run_dir / "log.csv"))
+    trainer = SupernetTrainer(net, stage, recipe.seed, run_identity(recipe, net, rest.names))
+    trainer.fit(batches, run_dir / "supernet.pt", _log_rows(run_dir / "log.csv"))
     calibration = (batch for _, batch in zip(range(stage.calibration_batches), batches.epoch(2_000_000), strict=False))
     calibrate(net, calibration)
     on_hold_out = fit_gate(net, batches, hold_out, recipe.input_spec, recipe.gate, recipe.seed)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,27 @@ def learning_rate(recipe: SupernetRecipe, step: int, steps_per_epoch: int) -> fl
     return 0.5 * recipe.lr * (1 + math.cos(math.pi * (step - first - warmup) / max(1.0, length - warmup)))
 
 
-class SupernetTrainer:
-    """Holds the network, its EMA teacher and the optimiser; ``fit`` runs to the recipe's end."""
+def require_same_run(given: Mapping[str, str], stored: Mapping[str, str] | None, state_file: Path) -> None:
+    """ValueError names every part in which a run differs from the one that wrote ``state_file``."""
+    if stored is None:
+        raise ValueError(f"{state_file} does not say of which run it is; train in a new run folder")
+    faults = [
+        f"{part} is {given.get(part)}, stored is {stored.get(part)}"
+        for part in sorted({*given, *stored})
+        if given.get(part) != stored.get(part)
+    ]
+    if faults:
+        raise ValueError(f"{state_file} is of another run: {'; '.join(faults)}")
 
-    def __init__(self, net: Supernet, recipe: SupernetRecipe, seed: int) -> None:
-        self.net, self.recipe, self.seed = net, recipe, seed
+
+class SupernetTrainer:
+    """Holds the network, its EMA teacher and the optimiser; ``fit`` runs to the recipe's end.
+
+    identity names what must not change between a run and its resumption; it is kept with the state.
+    """
+
+    def __init__(self, net: Supernet, recipe: SupernetRecipe, seed: int, identity: Mapping[str, str]) -> None:
+        self.net, self.recipe, self.seed, self.identity = net, recipe, seed, dict(identity)
         average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
         decayed = [p for p in net.parameters() if p.ndim > 1]
@@ -106,9 +122,14 @@ class SupernetTrainer:
         return total / max(1, len(batches))
 
     def fit(self, batches: Batches, state_file: Path, log: Callable[[dict[str, float]], None]) -> None:
-        """Train to the last epoch, resuming from ``state_file`` and rewriting it after each."""
+        """Train to the last epoch, resuming from ``state_file`` and rewriting it after each.
+
+        Raises ValueError when the file is the state of another run.
+        """
         if state_file.exists():
-            self.load_state(torch.load(state_file, weights_only=True))
+            state = torch.load(state_file, weights_only=True)
+            require_same_run(self.identity, state.get("identity"), state_file)
+            self.load_state(state)
         total = self.recipe.epochs * len(batches)
         with tqdm(total=total, initial=self.epochs_done * len(batches), unit="step", desc="supernet") as bar:
 
@@ -125,6 +146,7 @@ class SupernetTrainer:
 
     def state(self) -> dict[str, Any]:
         return {
+            "identity": self.identity,
             "epochs_done": self.epochs_done,
             "net": self.net.state_dict(),
             "ema": self.ema.state_dict(),
