@@ -44,19 +44,20 @@ class DrainingServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Drain on the first signal, leave at once on the second."""
+        """Drain on the first signal, leave at once on a Ctrl-C after it; supervisors may repeat their SIGTERM."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(number, self._on_signal, number)
         try:
             yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
-    def _on_signal(self) -> None:
+    def _on_signal(self, number: signal.Signals) -> None:
         if self._drain is not None:
-            self.force_exit = self.should_exit = True
+            if number is signal.SIGINT:
+                self.force_exit = self.should_exit = True
             return
         self._state.draining = True
         log.info("draining", in_flight_limit_s=self._state.settings.drain_limit_s)

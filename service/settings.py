@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     )
     batch_limit_images: int = Field(64, ge=1, description="most images in one /v1/classify/batch")
     image_limit_pixels: int = Field(
-        40_000_000, ge=1, description="most pixels of one image, checked before decoding; each costs about 4 bytes"
+        40_000_000, ge=1, description="most pixels of one image, checked before decoding; each costs 4 to 16 bytes then"
     )
     body_timeout_s: float = Field(
         10.0, gt=0, description="time for a request's bytes to arrive; shorter frees slow clients' memory sooner"

@@ -154,7 +154,7 @@ async def classify(request: Request, query: Annotated[_Query, Depends()]) -> Res
         image = received.image(await one_image(request, received.body))
         prediction = await while_connected(request, state.pipeline.classify(hosted, image))
     began_s = time.perf_counter()
-    answer = _about(request, hosted) | image_answer(hosted, prediction)
+    answer = _answer(request, hosted, image_answer(hosted, prediction))
     response = Response(orjson.dumps(answer), headers=answer_headers(prediction), media_type="application/json")
     hosted.telemetry.encoded(time.perf_counter() - began_s)
     return response
@@ -180,17 +180,14 @@ async def classify_batch(request: Request, query: Annotated[_Query, Depends()]) 
     began_s = time.perf_counter()
     answers = [image_answer(hosted, r) if isinstance(r, Prediction) else _image_problem(state, r) for r in results]
     spent = sum(result.madds for result in results if isinstance(result, Prediction))
-    body = orjson.dumps(_about(request, hosted) | {"results": answers})
+    body = orjson.dumps(_answer(request, hosted, {"results": answers}))
     hosted.telemetry.encoded(time.perf_counter() - began_s)
     return Response(body, headers={"compute-madds": str(spent)}, media_type="application/json")
 
 
-def _about(request: Request, model: HostedModel) -> dict[str, Any]:
-    return {
-        "model": model.manifest.name,
-        "version": str(model.manifest.version),
-        "request_id": request.scope["request_id"],
-    }
+def _answer(request: Request, model: HostedModel, content: dict[str, Any]) -> dict[str, Any]:
+    about = {"model": model.manifest.name, "version": str(model.manifest.version)}
+    return about | content | {"request_id": request.scope["request_id"]}
 
 
 def _image_problem(state: ServiceState, error: errors.SlicewiseError) -> dict[str, Any]:

@@ -211,11 +211,11 @@ def test_a_bad_budget_is_told_before_the_body_is_read(client):
 def raw(port, request):
     """Everything that comes back for raw bytes, until the server closes or is silent for two seconds."""
     answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            connection.sendall(request)
-            while chunk := connection.recv(65536):
-                answer += chunk
+    connection = socket.create_connection(("127.0.0.1", port), timeout=2)
+    with contextlib.suppress(TimeoutError, ConnectionError), connection:
+        connection.sendall(request)
+        while chunk := connection.recv(65536):
+            answer += chunk
     return answer
 
 
