@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import orjson
-from fastapi import APIRouter, Depends, Query, Request, Response
+import structlog
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from service import errors
 from service.api.bodies import image_parts, one_image, read_body
 from service.api.budget_headers import parse_budget
 from service.api.problems import REQUEST_ID_HEADER, describe, header, responses
-from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer
+from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer, log_fields
 from service.api.state import Lease, ServiceState, state_of
 from service.hosting import HostedModel
 from service.images import MEDIA_TYPES
@@ -25,10 +27,6 @@ from service.request import Budget, Prediction, Window
 
 router = APIRouter(prefix="/v1", tags=["classification"])
 T = TypeVar("T")
-
-ModelName = Annotated[str | None, Query(description="a hosted model; the first one when absent")]
-ModelVersion = Annotated[str | None, Query(description="its version, an integer; the served one when absent")]
-TopK = Annotated[int | None, Query(description="classes to answer with, 1..classes; 5 when absent", ge=1)]
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _PARTS = {
@@ -79,13 +77,12 @@ def _body_doc(content: dict[str, Any]) -> dict[str, Any]:
     return {"parameters": _PARAMETERS, "requestBody": {"required": True, "content": content}}
 
 
-@dataclass(frozen=True, slots=True)
-class _Query:
+class ClassifyQuery(BaseModel):
     """The query parameters of a classification."""
 
-    model: ModelName = None
-    version: ModelVersion = None
-    top_k: TopK = None
+    model: str | None = Field(None, description="a hosted model; the first one when absent")
+    version: str | None = Field(None, description="its version, an integer; the served one when absent")
+    top_k: int | None = Field(None, description="classes to answer with, 1..classes; 5 when absent", ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +100,7 @@ class _Received:
         return ImageRequest(data, self.budget, self.allowed, self.top_k, self.arrived_s)
 
 
-async def _receive(request: Request, lease: Lease, query: _Query, limit_bytes: int) -> _Received:
+async def _receive(request: Request, lease: Lease, query: ClassifyQuery, limit_bytes: int) -> _Received:
     """Refuse what can be refused before the body is read, then read it."""
     state = state_of(request)
     budget = parse_budget(request.scope["headers"])
@@ -145,7 +142,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         {**{kind: _BINARY for kind in MEDIA_TYPES}, "multipart/form-data": _PARTS, "application/json": _JSON}
     ),
 )
-async def classify(request: Request, query: Annotated[_Query, Depends()]) -> Response:
+async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one image with just the slice of the network that it needs."""
     state = state_of(request)
     with state.working() as lease:
@@ -153,6 +150,7 @@ async def classify(request: Request, query: Annotated[_Query, Depends()]) -> Res
         hosted = received.model
         image = received.image(await one_image(request, received.body))
         prediction = await while_connected(request, state.pipeline.classify(hosted, image))
+    structlog.contextvars.bind_contextvars(**log_fields(prediction))
     began_s = time.perf_counter()
     answer = _answer(request, hosted, image_answer(hosted, prediction))
     response = Response(orjson.dumps(answer), headers=answer_headers(prediction), media_type="application/json")
@@ -166,7 +164,7 @@ async def classify(request: Request, query: Annotated[_Query, Depends()]) -> Res
     responses={200: {"headers": _SPENT | REQUEST_ID_HEADER}, **_ERRORS},
     openapi_extra=_body_doc({"multipart/form-data": _MANY_PARTS}),
 )
-async def classify_batch(request: Request, query: Annotated[_Query, Depends()]) -> Response:
+async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify several images; each is routed on its own, and one bad image fails that item only."""
     state = state_of(request)
     with state.working() as lease:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from models.checkpoint import Manifest
 from service.hosting import HostedModel
-from service.request import Prediction
+from service.request import Prediction, Timings
 
 
 class ClassProbability(BaseModel):
@@ -142,6 +142,17 @@ class Status(BaseModel):
     status: str
 
 
+def timings_ms(timings: Timings) -> dict[str, float]:
+    """Milliseconds by stage, to the microsecond."""
+    return {
+        "decode": round(timings.decode_s * 1e3, 3),
+        "queue": round(timings.queue_s * 1e3, 3),
+        "trunk": round(timings.trunk_s * 1e3, 3),
+        "body": round(timings.body_s * 1e3, 3),
+        "total": round(timings.total_s * 1e3, 3),
+    }
+
+
 def image_answer(model: HostedModel, prediction: Prediction) -> dict[str, Any]:
     """``ImageAnswer`` as JSON-ready data."""
     route, timings = prediction.route, prediction.timings
@@ -159,27 +170,28 @@ def image_answer(model: HostedModel, prediction: Prediction) -> dict[str, Any]:
             "accuracy": model.slices[route.width].accuracy,
         },
         "cached": False,
-        "timings_ms": {
-            "decode": round(timings.decode_s * 1e3, 3),
-            "queue": round(timings.queue_s * 1e3, 3),
-            "trunk": round(timings.trunk_s * 1e3, 3),
-            "body": round(timings.body_s * 1e3, 3),
-            "total": round(timings.total_s * 1e3, 3),
-        },
+        "timings_ms": timings_ms(timings),
     }
 
 
 def answer_headers(prediction: Prediction) -> dict[str, str]:
     """The response headers of a one-image answer."""
-    route, t = prediction.route, prediction.timings
-    stages = {"decode": t.decode_s, "queue": t.queue_s, "trunk": t.trunk_s, "body": t.body_s}
+    route = prediction.route
+    stages = {name: ms for name, ms in timings_ms(prediction.timings).items() if name != "total"}
     return {
         "slice-width": str(route.width),
         "slice-gate-width": "none" if route.gate_width is None else str(route.gate_width),
         "slice-reason": route.reason.value,
         "compute-madds": str(prediction.madds),
-        "server-timing": ", ".join(f"{name};dur={round(seconds * 1e3, 3)}" for name, seconds in stages.items()),
+        "server-timing": ", ".join(f"{name};dur={ms}" for name, ms in stages.items()),
     }
+
+
+def log_fields(prediction: Prediction) -> dict[str, Any]:
+    """What the request's log line says of its image."""
+    route = prediction.route
+    times = {f"{name}_ms": ms for name, ms in timings_ms(prediction.timings).items()}
+    return {"width": route.width, "gate_width": route.gate_width, "reason": route.reason.value, **times}
 
 
 def model_info(model: HostedModel) -> dict[str, Any]:

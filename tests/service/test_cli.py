@@ -86,6 +86,7 @@ def test_serve_answers_drains_on_sigterm_and_exits_0(repository, port, tmp_path)
         assert set(statuses) == {200, 503}
         assert '"event": "settings"' in err
         assert '"request_id"' in err
+        assert '"queue_ms"' in err
     finally:
         process.kill()
         log.close()
