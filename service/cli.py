@@ -90,7 +90,7 @@ def run(app: FastAPI, settings: Settings) -> int:
     """Serve ``app`` until it has drained; 1 when the port is in use or a model could not warm up."""
     config = uvicorn.Config(
         # h11 bounds header fields, and keeps the body of a request that offers an upgrade (Java's client
-        # offers h2c on every first request); uvicorn's httptools protocol does neither.
+        # offers h2c on every first request); uvicorn's httptools protocol does neither (docs/adr/0007).
         app, http="h11", host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
         timeout_keep_alive=int(settings.keep_alive_s), timeout_graceful_shutdown=FLUSH_S,
     )  # fmt: skip
