@@ -1,5 +1,6 @@
 """The console script as a process: start, answer, check a repository, drain on SIGTERM."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -50,25 +51,35 @@ def wait_ready(url, process):
     raise AssertionError("the service did not become ready")
 
 
+@contextlib.contextmanager
+def serving_process(repository, port, tmp_path, drain_delay_s):
+    """A warm ``slicewise serve`` and its log, killed at the end if it still runs."""
+    # To a file: a pipe that nobody reads would fill up and stop the service.
+    with (tmp_path / "log").open("w+") as log:
+        process = slicewise(
+            "serve", "--repository", str(repository), "--model", "tiny", "--port", str(port),
+            "--drain-delay-s", drain_delay_s, log=log, SLICEWISE_PROFILE_LIMIT_S="0.2", SLICEWISE_LOG_FORMAT="json",
+        )  # fmt: skip
+        try:
+            wait_ready(f"http://127.0.0.1:{port}", process)
+            yield process, log
+        finally:
+            process.kill()
+            process.communicate()
+
+
 def test_serve_answers_drains_on_sigterm_and_exits_0(repository, port, tmp_path):
-    url = f"http://127.0.0.1:{port}"
-    log = (tmp_path / "log").open("w+")  # a pipe that nobody reads would fill up and stop the service
-    process = slicewise(
-        "serve", "--repository", str(repository), "--model", "tiny", "--port", str(port), "--drain-delay-s", "1",
-        log=log, SLICEWISE_PROFILE_LIMIT_S="0.2", SLICEWISE_LOG_FORMAT="json",
-    )  # fmt: skip
-    try:
-        wait_ready(url, process)
-        statuses, stop = [], threading.Event()
+    url, statuses, stop = f"http://127.0.0.1:{port}", [], threading.Event()
 
-        def load():
-            with httpx.Client(base_url=url) as client:
-                while not stop.is_set():
-                    try:
-                        statuses.append(client.post("/v1/classify", content=random_image(0)).status_code)
-                    except httpx.TransportError:  # the port is closed, or a kept connection was at the wrong moment
-                        return
+    def load():
+        with httpx.Client(base_url=url) as client:
+            while not stop.is_set():
+                try:
+                    statuses.append(client.post("/v1/classify", content=random_image(0)).status_code)
+                except httpx.TransportError:  # the port is closed, or a kept connection was at the wrong moment
+                    return
 
+    with serving_process(repository, port, tmp_path, "1") as (process, log):
         thread = threading.Thread(target=load)
         thread.start()
         while len(statuses) < 5:
@@ -77,65 +88,32 @@ def test_serve_answers_drains_on_sigterm_and_exits_0(repository, port, tmp_path)
         time.sleep(0.3)
         ready = httpx.get(f"{url}/readyz")
         assert (ready.status_code, ready.json()["error_type"]) == (503, "draining")
-        process.communicate(timeout=30)
+        process.wait(30)
         stop.set()
         thread.join()
         log.seek(0)
-        err = log.read()
-        assert process.returncode == 0, err
-        assert set(statuses) == {200, 503}
-        assert '"event": "settings"' in err
-        assert '"request_id"' in err
-        assert '"queue_ms"' in err
-    finally:
-        process.kill()
-        log.close()
+        lines = log.read()
+    assert process.returncode == 0, lines
+    assert set(statuses) == {200, 503}
+    assert '"event": "settings"' in lines
+    assert '"request_id"' in lines
+    assert '"queue_ms"' in lines
 
 
 def test_an_upload_that_is_under_way_at_sigterm_is_still_answered(repository, port, tmp_path):
-    url, image = f"http://127.0.0.1:{port}", random_image(0)
-    log = (tmp_path / "log").open("w")
-    process = slicewise(
-        "serve", "--repository", str(repository), "--model", "tiny", "--port", str(port), "--drain-delay-s", "0",
-        log=log, SLICEWISE_PROFILE_LIMIT_S="0.2",
-    )  # fmt: skip
-    try:
-        wait_ready(url, process)
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-            head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n"
-            connection.sendall(head.encode() + image[:100])
-            time.sleep(0.3)
-            process.send_signal(signal.SIGTERM)
-            time.sleep(4)  # longer than answers have to leave once the drain is over
-            connection.sendall(image[100:])
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.communicate()
-        log.close()
-
-
-def test_sigterm_during_the_warm_up_ends_it_at_once(repository, port, tmp_path):
-    log = (tmp_path / "log").open("w")
-    process = slicewise(
-        "serve", "--repository", str(repository), "--model", "tiny", "--port", str(port), "--drain-delay-s", "0",
-        log=log, SLICEWISE_PROFILE_LIMIT_S="20",
-    )  # fmt: skip
-    try:
-        give_up = time.monotonic() + 30
-        while time.monotonic() < give_up:
-            try:
-                httpx.get(f"http://127.0.0.1:{port}/healthz")
-                break
-            except httpx.TransportError:
-                time.sleep(0.02)
+    image = random_image(0)
+    with (
+        serving_process(repository, port, tmp_path, "0") as (process, _),
+        socket.create_connection(("127.0.0.1", port), timeout=20) as connection,
+    ):
+        head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n"
+        connection.sendall(head.encode() + image[:100])
+        time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-    finally:
-        process.kill()
-        process.communicate()
-        log.close()
+        time.sleep(4)  # longer than answers have to leave once the drain is over
+        connection.sendall(image[100:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert process.wait(20) == 0
 
 
 def test_settings_that_are_wrong_are_named():

@@ -1,7 +1,8 @@
 import re
+import time
 
 from prometheus_client.parser import text_string_to_metric_families
-from support import TINY_ACCURACY, random_image
+from support import TINY_ACCURACY, Server, random_image
 
 from service.api.problems import DESCRIPTIONS
 from service.api.schemas import ModelInfo, ModelList
@@ -75,3 +76,27 @@ def test_cors_is_off_by_default_and_exposes_the_headers_when_on(start, client):
         on = server.client.post("/v1/classify", content=random_image(0), headers=origin)
     assert on.headers["access-control-allow-origin"] == "https://app.example"
     assert "Compute-MAdds" in on.headers["access-control-expose-headers"]
+
+
+def test_stopping_during_the_warm_up_interrupts_it(make_settings, monkeypatch):
+    interrupted = []
+
+    def slow_warm_up(checkpoint, settings, cancelled):
+        interrupted.append(cancelled.wait(20))
+        raise InterruptedError
+
+    monkeypatch.setattr("service.app.warm_up", slow_warm_up)
+    with Server(make_settings()) as server:
+        assert server.client.get("/readyz").json()["error_type"] == "loading"
+    assert interrupted == [True]
+
+
+def test_a_model_that_cannot_warm_up_is_said_and_never_ready(make_settings, monkeypatch):
+    def broken_warm_up(checkpoint, settings, cancelled):
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr("service.app.warm_up", broken_warm_up)
+    with Server(make_settings()) as server:
+        while not server.state.failed:
+            time.sleep(0.005)
+        assert server.client.get("/readyz").status_code == 503
