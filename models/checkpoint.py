@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -25,6 +26,7 @@ from safetensors.torch import save as serialise_tensors
 from torch import Tensor
 
 from models.cost import SliceCost
+from models.decision import GateCalibration, GateDecision
 from models.registry import build
 from models.supernet import Supernet
 from models.transform import InputSpec
@@ -80,13 +82,18 @@ class SliceRecord:
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """One trade of the gate: the multiplier of cost against accuracy, and what it gives on the hold-out."""
+    """One trade of the gate, and what it gives on the hold-out.
+
+    lambda  what the cost of the widest slice counts against a probability of being right (decision.py).
+    madds   mean served multiply-adds per image. shares: of the images at each gate choice.
+    """
 
     __pydantic_config__ = _STRICT
 
-    lambda_: Annotated[float, Field(alias="lambda")]
+    lambda_: Annotated[float, Field(alias="lambda", ge=0)]
     madds: float
-    accuracy: float | None
+    accuracy: float
+    shares: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,10 @@ class GateRecord:
     hold_out_shares  share of the hold-out sent to each choice; None until measured.
     accuracy         top-1 with every image at its gate's width.
     mean_madds       mean served multiply-adds per image under the gate.
+    calibration      log-odds of every slice being right, fitted on the hold-out; None: argmax decides.
+    calibration_error  per slice, expected calibration error of that probability (15 equal bins).
+    operating_points from costly to cheap; needs a calibration. default_point: index of the one used
+                     unless another is asked for; the measured figures above are at that point.
     """
 
     __pydantic_config__ = _STRICT
@@ -104,7 +115,10 @@ class GateRecord:
     hold_out_shares: tuple[float, ...] | None = None
     accuracy: tuple[Measured, ...] = ()
     mean_madds: tuple[Measured, ...] = ()
+    calibration: GateCalibration | None = None
+    calibration_error: tuple[tuple[Measured, ...], ...] = ()
     operating_points: tuple[OperatingPoint, ...] = ()
+    default_point: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +139,27 @@ class Manifest:
     recipe: dict[str, Any] | None
     digest: str
 
+    def decision(self, point: int | None = None) -> GateDecision:
+        """The gate's rule at an operating point, the default one unless an index is given.
+
+        Raises ValueError for an index that is not there.
+        """
+        madds = tuple(record.madds_served for record in self.slices)
+        index = self.gate.default_point if point is None else point
+        if index is None:
+            return GateDecision(self.gate.choices, madds)
+        points = self.gate.operating_points
+        if not 0 <= index < len(points):
+            there = f"0..{len(points) - 1}" if points else "none, the model has no operating points"
+            raise ValueError(f"operating point {index} of {self.name}/{self.version}; allowed: {there}")
+        return GateDecision(self.gate.choices, madds, self.gate.calibration, points[index].lambda_)
+
     def to_json(self) -> dict[str, Any]:
         """What ``manifest.json`` holds: all fields but name and version, which are the folder's."""
-        points = [{"lambda": p.lambda_, "madds": p.madds, "accuracy": p.accuracy} for p in self.gate.operating_points]
         data = asdict(self) | {"input": self.input.to_json()}
         del data["name"], data["version"]
-        data["gate"]["operating_points"] = points
+        for point in data["gate"]["operating_points"]:
+            point["lambda"] = point.pop("lambda_")
         return data
 
     @classmethod
@@ -198,16 +227,14 @@ def save(  # noqa: PLR0913  # keyword-only, one per fact of the manifest
     classes: Sequence[str],
     input_spec: InputSpec,
     accuracy: Sequence[Sequence[Measured]] | None = None,
-    gate_accuracy: Sequence[Measured] = (),
-    gate_mean_madds: Sequence[Measured] = (),
-    hold_out_shares: Sequence[float] | None = None,
-    operating_points: Sequence[OperatingPoint] = (),
+    gate: GateRecord | None = None,
     dataset: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
 ) -> Manifest:
     """Write ``net`` to a new version folder, wholly or not at all; returns its manifest.
 
-    accuracy has one entry per slice, in ladder order. Costs come from ``net.costs()``.
+    accuracy has one entry per slice, in ladder order. gate: None means nothing measured. Costs come
+    from ``net.costs()``.
     Raises CheckpointError when the folder exists, or the facts contradict the network.
     """
     require_new(folder)
@@ -215,23 +242,23 @@ def save(  # noqa: PLR0913  # keyword-only, one per fact of the manifest
     tensors = serialise_tensors({key: tensor.cpu().contiguous() for key, tensor in net.state_dict().items()})
     measured = accuracy if accuracy is not None else [()] * len(net.ladder)
     slices = (SliceRecord.of(k, c, a) for k, (c, a) in enumerate(zip(net.costs(), measured, strict=True)))
-    shares = None if hold_out_shares is None else tuple(hold_out_shares)
-    gate = GateRecord(net.gate_choices, shares, tuple(gate_accuracy), tuple(gate_mean_madds), tuple(operating_points))
     manifest = Manifest(
-        name, version, net.architecture, net.config_dict(), tuple(classes), input_spec, tuple(slices), gate,
-        dataset, recipe, _digest(tensors),
+        name, version, net.architecture, net.config_dict(), tuple(classes), input_spec, tuple(slices),
+        gate or GateRecord(net.gate_choices),        dataset, recipe, _digest(tensors),
     )  # fmt: skip
     _check_agreement(manifest, net)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
         (partial / TENSORS).write_bytes(tensors)
-        (partial / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1, allow_nan=False) + "\n")
+        text = json.dumps(manifest.to_json(), indent=1, allow_nan=False) + "\n"
+        written = Manifest.from_json(json.loads(text), name, version)  # nothing is published that would not load
+        (partial / MANIFEST).write_text(text)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial)
         raise
-    return read_manifest(folder)
+    return written
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -286,12 +313,38 @@ def _check_agreement(manifest: Manifest, net: Supernet) -> None:
     ]
     if gate.hold_out_shares is not None:
         pairs.append(("number of hold-out shares", len(gate.hold_out_shares), len(net.gate_choices)))
+    if gate.calibration is not None:
+        shape_given = (len(gate.calibration.weight), len(gate.calibration.weight[0]))
+        pairs.append(("calibration's slices x choices", shape_given, (len(net.ladder), len(net.gate_choices))))
     for width, (record, cost) in enumerate(zip(manifest.slices, net.costs(), strict=False)):
         given, expected = asdict(record), asdict(SliceRecord.of(width, cost))
         pairs += [(f"slices.{width}.{key}", given[key], expected[key]) for key in expected if key != "accuracy"]
     faults = [f"{what} is {given}, the network has {expected}" for what, given, expected in pairs if given != expected]
+    faults += _point_faults(gate)
     if faults:
         raise CheckpointError(list_faults(f"{manifest.name}/{manifest.version}", faults))
+
+
+def _point_faults(gate: GateRecord) -> list[str]:
+    """What is wrong with the operating points and what stands beside them."""
+    faults, points, choices = [], gate.operating_points, len(gate.choices)
+    if gate.default_point is not None and not 0 <= gate.default_point < len(points):
+        allowed = f"0..{len(points) - 1}" if points else "null, there are no operating points"
+        faults.append(f"default operating point is {gate.default_point}; allowed: {allowed}")
+    if points and gate.calibration is None:
+        faults.append(f"{len(points)} operating points without a calibration")
+    faults += [
+        f"operating point {index} has {len(point.shares)} shares, the gate has {choices} choices"
+        for index, point in enumerate(points)
+        if len(point.shares) != choices
+    ]
+    if any(cheaper.madds > costlier.madds for costlier, cheaper in pairwise(points)):
+        faults.append(f"operating points must go from costly to cheap, given {[point.madds for point in points]} MAdds")
+    if gate.calibration and gate.calibration_error and len(gate.calibration_error) != len(gate.calibration.bias):
+        faults.append(
+            f"calibration error of {len(gate.calibration_error)} slices, calibration of {len(gate.calibration.bias)}"
+        )
+    return faults
 
 
 def _digest(data: bytes) -> str:

@@ -17,7 +17,10 @@ from models.checkpoint import Manifest, Measured, load, locate
 from models.ds_mbnet import DsMbnetConfig, imagenet14
 from models.dsnet_import import import_dsnet
 from models.export import export_subnet
-from models.training.commands import configure_evaluate, configure_train, run_evaluate, run_train
+from models.stages import parse_config
+from models.training.commands import configure_train, run_train
+from models.training.measure_commands import configure_evaluate, configure_plot, run_evaluate, run_plot
+from models.training.study_commands import configure_report, configure_study, run_report, run_study
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def _import(arguments: argparse.Namespace) -> None:
     if arguments.config == "imagenet14":
         config = imagenet14()
     else:
-        config = DsMbnetConfig.from_dict(json.loads(Path(arguments.config).read_text()))
+        config = parse_config(DsMbnetConfig, json.loads(Path(arguments.config).read_text()), "ds_mbnet")
     classes = None
     if arguments.classes is not None:
         classes = tuple(arguments.classes.read_text(encoding="utf-8").splitlines())
@@ -79,9 +82,12 @@ def _print_manifest(manifest: Manifest, console: Console) -> None:
     console.print(f"hold-out shares: {'not measured' if shares is None else ', '.join(f'{s:.1%}' for s in shares)}")
     console.print(f"gate top-1: {_named(gate.accuracy, '.2%')}")
     console.print(f"gate mean MAdds: {_named(gate.mean_madds, ',.0f')}")
-    for point in gate.operating_points:
-        accuracy = "not measured" if point.accuracy is None else f"{point.accuracy:.2%}"
-        console.print(f"operating point: lambda {point.lambda_:g}, {point.madds:,.0f} MAdds, top-1 {accuracy}")
+    for index, point in enumerate(gate.operating_points):
+        default = " (default)" if index == gate.default_point else ""
+        console.print(
+            f"operating point {index}{default}: lambda {point.lambda_:.4g}, {point.madds:,.0f} MAdds, "
+            f"top-1 {point.accuracy:.2%}, shares {', '.join(f'{s:.1%}' for s in point.shares)}"
+        )
     console.print(f"dataset: {json.dumps(manifest.dataset)}")
     console.print(f"recipe: {json.dumps(manifest.recipe)}")
     console.print(f"digest: {manifest.digest}")
@@ -106,7 +112,10 @@ def _export(arguments: argparse.Namespace) -> None:
 
 COMMANDS = {
     "train": Command("both training stages of a recipe -> a checkpoint", configure_train, run_train),
-    "evaluate": Command("top-1 of every slice and of the gate on labelled images", configure_evaluate, run_evaluate),
+    "evaluate": Command("accuracy of every slice and of the gate on labelled images", configure_evaluate, run_evaluate),
+    "plot": Command("figures of evaluations: accuracy against MAdds, widths, examples", configure_plot, run_plot),
+    "study": Command("arms that differ in what the narrower widths learn from", configure_study, run_study),
+    "report": Command("a checkpoint, its gate and the arms of a study as one report", configure_report, run_report),
     "import-dsnet": Command("a published DS-Net .pth.tar -> a checkpoint", _configure_import, _import),
     "inspect": Command("what a checkpoint holds, costs and was measured to do", _configure_inspect, _inspect),
     "export": Command("one slice as one graph for another runtime", _configure_export, _export),

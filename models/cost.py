@@ -56,7 +56,9 @@ def count_madds(module: nn.Module, x: Tensor) -> int:
         else:
             total += args[0][0].numel()
 
-    counted = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.AdaptiveAvgPool2d)]
+    counted = [
+        m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.AvgPool2d | nn.AdaptiveAvgPool2d)
+    ]
     handles = [layer.register_forward_hook(add) for layer in counted]
     try:
         with torch.no_grad():

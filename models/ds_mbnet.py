@@ -17,36 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any, Self, cast
 
 import torch.nn.functional as F
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from models.gate import DoubleHeadedGate
 from models.ladder import Slice, make_divisible, uniform_ladder
 from models.layers import SlicedBatchNorm2d, SlicedConv2d, SlicedLinear, SlicedSqueezeExcite, SqueezeExcite
+from models.stages import NOTHING_ELSE, StageConfig, check_gate_choices, parse_config
 from models.supernet import InputShape, StaticSubnet, Supernet, TrunkOutput
 
 BN_EPS = 1e-5
-
-_NOTHING_ELSE = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-@dataclass(frozen=True, slots=True)
-class StageConfig:
-    """widths: allowed output channels, ascending. layers: blocks. stride: of the first block."""
-
-    __pydantic_config__ = _NOTHING_ELSE
-
-    widths: tuple[int, ...]
-    layers: int
-    stride: int
-
-    def __post_init__(self) -> None:
-        if self.layers < 1 or self.stride < 1:
-            raise ValueError(f"layers {self.layers} and stride {self.stride} must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +40,7 @@ class DsMbnetConfig:
     gate_choices  ladder indices the slimming head chooses among, ascending.
     """
 
-    __pydantic_config__ = _NOTHING_ELSE
+    __pydantic_config__ = NOTHING_ELSE
 
     input_size: int
     classes: int
@@ -72,24 +54,12 @@ class DsMbnetConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.gated_stage < len(self.stages):
             raise ValueError(f"gated_stage is {self.gated_stage}; allowed: 0..{len(self.stages) - 1}")
-        slices = len(self.stages[self.gated_stage].widths)
-        ascending = all(a < b for a, b in pairwise(self.gate_choices))
-        if not self.gate_choices or not ascending or not all(0 <= c < slices for c in self.gate_choices):
-            raise ValueError(f"gate_choices {self.gate_choices} must ascend within 0..{slices - 1}")
+        check_gate_choices(self.gate_choices, len(self.stages[self.gated_stage].widths))
         if min(self.input_size, self.classes, self.stem_stride) < 1 or self.se_ratio <= 0:
             raise ValueError(
                 f"input_size {self.input_size}, classes {self.classes} and stem_stride {self.stem_stride} must be at "
                 f"least 1, se_ratio {self.se_ratio} above 0"
             )
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Parse JSON-ready data; ValueError names a missing, unknown or ill-typed field."""
-        try:
-            return TypeAdapter(cls).validate_python(data)
-        except ValidationError as error:
-            faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"not a ds_mbnet config: {'; '.join(faults)}") from error
 
 
 def imagenet14() -> DsMbnetConfig:
@@ -212,7 +182,7 @@ class DsMbnet(Supernet):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(DsMbnetConfig.from_dict(config))
+        return cls(parse_config(DsMbnetConfig, config, cls.architecture))
 
     def config_dict(self) -> dict[str, Any]:
         return asdict(self.config)

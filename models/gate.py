@@ -1,9 +1,9 @@
 """The double-headed gate: attention head and slimming head over one squeezed vector.
 
 Source: DS-Net (CVPR 2021) section 3.3 and the released code (commit 15cd303): the trunk of both
-heads is mean-pool -> 1x1 -> ReLU; the slimming head is one bias-free linear layer over it. In
-evaluation the decision is the argmax of the logits. The released code adds Gumbel noise there too;
-ours does not, so that a served image always takes the same width.
+heads is mean-pool -> 1x1 -> ReLU; the slimming head is one bias-free linear layer over it. The
+released code adds Gumbel noise in evaluation too; ours does not, so that a served image always takes
+the same width (models/decision.py turns logits into one).
 
 Shapes: B batch, C channels, R hidden, G gate choices, H height, W width.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import SlicedSqueezeExcite
@@ -38,6 +39,27 @@ class DoubleHeadedGate(nn.Module):
         return logits_BG
 
 
-def decide(gate_logits_BG: Tensor) -> Tensor:
-    """Index [B] into the gate's choices; deterministic, ties go to the narrower choice."""
-    return torch.argmax(gate_logits_BG, dim=1)
+class ConfidenceHead(nn.Module):
+    """A slimming head that reads how sure a classifier is, and nothing else (ours).
+
+    Where a classifier on the trunk's features is unsure, the image is hard. Its three greatest log
+    probabilities and its entropy say that in a form that means the same on images never trained on; a
+    head over the features themselves learns the training images instead (docs/adr/0008).
+
+    Input [B, K] class logits of that classifier, at least 2 classes; output slimming logits [B, G].
+    """
+
+    LIKELIEST = 3
+
+    def __init__(self, classes: int, hidden: int, choices: int) -> None:
+        super().__init__()
+        self.likeliest = min(self.LIKELIEST, classes)
+        self.hidden = nn.Linear(self.likeliest + 1, hidden)
+        self.choices = nn.Linear(hidden, choices)
+
+    def forward(self, class_logits_BK: Tensor) -> Tensor:
+        log_p_BK = class_logits_BK.log_softmax(dim=1)
+        entropy_B1 = -(log_p_BK.exp() * log_p_BK).sum(dim=1, keepdim=True)
+        likeliest_BT = log_p_BK.topk(self.likeliest, dim=1).values
+        logits_BG: Tensor = self.choices(F.relu(self.hidden(torch.cat([likeliest_BT, entropy_B1], dim=1))))
+        return logits_BG

@@ -1,7 +1,7 @@
 """A checkpoint in a notebook: ``load(path).predict(image, compute_budget="40%")``, no server.
 
-The served rule: trunk and gate, argmax of the gate, narrowed to what the budget allows. Deadlines,
-accuracy floors, load and batching belong to the service.
+The served rule: trunk and gate, the gate's wish at an operating point, narrowed to what the budget
+allows. Deadlines, accuracy floors, load and batching belong to the service.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from PIL import Image
 
 from models import checkpoint
 from models.checkpoint import Checkpoint
-from models.gate import decide
 from models.supernet import StaticSubnet
 from models.transform import decode, normalise, resize, upright_rgb
 
@@ -41,10 +40,16 @@ class PredictorResult:
 
 
 class Predictor:
-    """Answers one image at a time on the CPU; slices are built when first used and kept."""
+    """Answers one image at a time on the CPU; slices are built when first used and kept.
 
-    def __init__(self, loaded: Checkpoint) -> None:
+    operating_point  index into the manifest's; its default one when None.
+
+    Raises ValueError, naming what is allowed, for a point that the manifest does not have.
+    """
+
+    def __init__(self, loaded: Checkpoint, operating_point: int | None = None) -> None:
         self.manifest, self.net = loaded.manifest, loaded.net
+        self._decision = self.manifest.decision(operating_point)
         self._subnets: dict[int, StaticSubnet] = {}
 
     @torch.no_grad()
@@ -82,7 +87,8 @@ class Predictor:
         features, gate_input = self._subnet(0).trunk(x)
         gate_width = None
         if width is None:
-            gate_width = self.net.gate_choices[int(decide(self._subnet(0).slimming(gate_input)))]
+            gate_logits = self._subnet(0).slimming(gate_input)
+            gate_width = int(self._decision.widths(gate_logits.numpy())[0])
         served = allowed[-1] if gate_width is None else min(gate_width, allowed[-1])
         probabilities = self._subnet(served).body(features)[0].softmax(0)
         best = probabilities.topk(min(top_k, len(self.manifest.classes)))
@@ -96,9 +102,12 @@ class Predictor:
         return self._subnets[width]
 
 
-def load(path: str | os.PathLike[str]) -> Predictor:
-    """From a version folder, or from a model folder its highest version; CheckpointError if damaged."""
-    return Predictor(checkpoint.load(checkpoint.locate(Path(path))))
+def load(path: str | os.PathLike[str], operating_point: int | None = None) -> Predictor:
+    """From a version folder, or from a model folder its highest version; CheckpointError if damaged.
+
+    Raises ValueError for an operating point that the manifest does not have.
+    """
+    return Predictor(checkpoint.load(checkpoint.locate(Path(path))), operating_point)
 
 
 def parse_budget(text: int | str, widest_madds: int) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from models.ds_mbnet import DsMbnet
+from models.ds_resnet import DsResnet
 from models.supernet import Supernet
 
-ARCHITECTURES: dict[str, type[Supernet]] = {DsMbnet.architecture: DsMbnet}
+ARCHITECTURES: dict[str, type[Supernet]] = {net.architecture: net for net in (DsMbnet, DsResnet)}
 
 
 def build(architecture: str, config: dict[str, Any]) -> Supernet:

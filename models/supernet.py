@@ -84,8 +84,8 @@ class Supernet(nn.Module, ABC):
         """Slimming logits [B, G], in the order of ``gate_choices``; no noise."""
 
     @abstractmethod
-    def slimming_head(self) -> nn.Linear:
-        """The layer behind ``gate_logits``: all that the second training stage changes."""
+    def slimming_head(self) -> nn.Module:
+        """The module behind ``gate_logits``: all that the second training stage changes."""
 
     @abstractmethod
     def body(self, features: Tensor, width: int) -> Tensor:
@@ -97,6 +97,14 @@ class Supernet(nn.Module, ABC):
 
     def forward(self, x: Tensor, width: int) -> Tensor:
         return self.body(self.trunk(x).features, width)
+
+    def gate_class_logits(self, gate_input: Tensor) -> Tensor | None:
+        """Class logits [B, K] of a classifier on the gate's input, where the network has one.
+
+        The first training stage teaches it the labels, so that the gate's input tells classes apart. It
+        may inform the slimming head; its classes are never an answer.
+        """
+        return None
 
     @property
     def has_wide_trunk(self) -> bool:

@@ -18,7 +18,7 @@ from service.api import classify, openapi, ops
 from service.api.middleware import LastWord, RequestEnvelope
 from service.api.problems import Problems
 from service.api.state import ServiceState
-from service.hosting import HostedModel, warm_up
+from service.hosting import HostedModel, gate_decision, warm_up
 from service.images import ImageDecoder
 from service.latency import LatencyTable
 from service.pipeline import Pipeline
@@ -34,8 +34,14 @@ DRAIN_POLL_S = 0.02
 
 
 def load_checkpoints(settings: Settings) -> dict[str, Checkpoint]:
-    """Read and verify every model that the settings name; CheckpointError says which is bad, and why."""
-    return {name: load(resolve(settings.repository, name, None)) for name in settings.model}
+    """Read and verify every model that the settings name.
+
+    Raises CheckpointError, which says which is bad, and why; SettingError when one lacks the operating point.
+    """
+    checkpoints = {name: load(resolve(settings.repository, name, None)) for name in settings.model}
+    for checkpoint in checkpoints.values():
+        gate_decision(checkpoint.manifest, settings)
+    return checkpoints
 
 
 def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> FastAPI:
@@ -90,8 +96,12 @@ async def _warm_all(state: ServiceState, checkpoints: Mapping[str, Checkpoint]) 
     try:
         for name, checkpoint in checkpoints.items():
             warm = await loop.run_in_executor(pool, warm_up, checkpoint, state.settings, cancelled)
-            state.models[name] = HostedModel(checkpoint.manifest, warm, state.settings, state.telemetry)
-            log.info("model_ready", model=name, version=checkpoint.manifest.version, latency_ms=_table_ms(warm.table))
+            model = HostedModel(checkpoint.manifest, warm, state.settings, state.telemetry)
+            state.models[name] = model
+            log.info(
+                "model_ready", model=name, version=model.manifest.version, operating_point=model.operating_point,
+                latency_ms=_table_ms(warm.table),
+            )  # fmt: skip
     except Exception:  # whatever it is, it is logged and ends the service
         log.exception("warm_up_failed")
         state.failed = True

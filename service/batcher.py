@@ -21,6 +21,7 @@ from functools import partial
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from service.engine.base import F32, Engine, Feature
 from service.errors import BackendError, DeadlineExceededError, DrainingError, SlicewiseError
@@ -29,8 +30,6 @@ from service.scheduler import Scheduler, Selection
 from service.telemetry import ModelTelemetry, width_label
 
 log = structlog.get_logger()
-
-Decide = Callable[[Entry, int | None, float], Route]
 
 DRAIN_RETRY_S = 1.0
 """Retry-After of refusals at shutdown: another replica can take the request at once."""
@@ -54,6 +53,18 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """How widths are decided. Neither may block or touch the engine.
+
+    wish   gate logits [N, G] -> ladder index [N]; called on worker threads, for a batch at once.
+    route  (entry, the gate's wish or None when the width is forced, now_s) -> Route.
+    """
+
+    wish: Callable[[F32], NDArray[np.int64]]
+    route: Callable[[Entry, int | None, float], Route]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What the batcher returns: class logits [K], gate logits [G] or None, and where the time went."""
 
@@ -67,10 +78,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _AfterTrunk:
-    """An entry's payload between trunk and body."""
+    """An entry's payload between trunk and body. The gate's logits and wish are None for a forced width."""
 
     feature: Feature
-    gate_logits_G: F32 | None
+    gate_logits_G: F32 | None = None
+    gate_width: int | None = None
 
 
 class Ticket:
@@ -88,15 +100,14 @@ class Ticket:
 class Batcher:
     """Owns the queues and the worker slots of one model.
 
-    decide    (entry, index into the gate's choices or None when forced, now_s) -> Route.
     capacity  images that are admitted at most; when more lie in the queues, some have lost their
               callers and are swept out.
     """
 
     def __init__(
-        self, engine: Engine, scheduler: Scheduler, decide: Decide, telemetry: ModelTelemetry, capacity: int
+        self, engine: Engine, scheduler: Scheduler, rules: Rules, telemetry: ModelTelemetry, capacity: int
     ) -> None:
-        self._engine, self._scheduler, self._decide, self._telemetry = engine, scheduler, decide, telemetry
+        self._engine, self._scheduler, self._rules, self._telemetry = engine, scheduler, rules, telemetry
         self._capacity = capacity
         self._free = engine.workers
         self._pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="engine")
@@ -202,12 +213,11 @@ class Batcher:
         done_s = time.monotonic()
         for entry, after in zip(batch.entries, results, strict=True):
             _set_running(entry, False)
-            choice = None if after.gate_logits_G is None else int(np.argmax(after.gate_logits_G))
             self._scheduler.push(
                 replace(
                     entry,
                     payload=after,
-                    route=self._decide(entry, choice, done_s),
+                    route=self._rules.route(entry, after.gate_width, done_s),
                     queued_s=done_s,
                     waited_s=entry.waited_s + now_s - entry.queued_s,
                     trunk_s=seconds,
@@ -228,15 +238,16 @@ class Batcher:
             _keep(entry, Outcome(logits_K, entry.payload.gate_logits_G, entry.route, queue_s, entry.trunk_s, seconds))
 
     def _run_trunk(self, entries: Sequence[Entry]) -> tuple[list[_AfterTrunk], float]:
-        """On a worker: the trunk for all rows, the slimming head for those whose width is not forced."""
+        """On a worker: the trunk for all rows, gate and wish for those whose width is not forced."""
         start_s = time.perf_counter()
         features, gate_inputs_NR = self._engine.trunk([entry.payload for entry in entries])
+        after = [_AfterTrunk(feature) for feature in features]
         gated = [row for row, entry in enumerate(entries) if entry.window.forced is None]
-        logits: dict[int, F32] = {}
         if gated:
             logits_NG = self._engine.gate(gate_inputs_NR[gated] if len(gated) < len(entries) else gate_inputs_NR)
-            logits = dict(zip(gated, logits_NG, strict=True))
-        after = [_AfterTrunk(feature, logits.get(row)) for row, feature in enumerate(features)]
+            wishes = self._rules.wish(logits_NG).tolist()
+            for row, logits_G, gate_width in zip(gated, logits_NG, wishes, strict=True):
+                after[row] = _AfterTrunk(features[row], logits_G, gate_width)
         return after, time.perf_counter() - start_s
 
     def _run_body(self, width: int, entries: Sequence[Entry]) -> tuple[F32, float]:

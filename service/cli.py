@@ -15,11 +15,12 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from models.checkpoint import CheckpointError, load
+from models.checkpoint import CheckpointError, load, resolve
 from service.api.state import ServiceState
 from service.app import create_app, load_checkpoints, refuse_the_rest, wait_until_idle
+from service.hosting import gate_decision
 from service.logs import configure
-from service.settings import Settings, unknown_variables
+from service.settings import SettingError, Settings, unknown_variables
 
 log = structlog.get_logger()
 
@@ -101,10 +102,13 @@ def run(app: FastAPI, settings: Settings) -> int:
 
 
 def check(arguments: Sequence[str]) -> int:
-    """Load and verify every version of every model in a repository; 1 when one is bad or there is none."""
+    """Load and verify every version of every model in a repository; 1 when one is bad or there is none.
+
+    Of a model that the settings would serve, the version that would be served must have the operating point.
+    """
     settings = CliApp.run(Settings, cli_args=list(arguments))
     configure(settings.log_format, "warning")
-    results = [_check_version(folder) for folder in _version_folders(settings.repository)]
+    results = [_check_version(folder, settings) for folder in _version_folders(settings.repository)]
     for line, _ in results:
         print(line)
     if not results:
@@ -117,11 +121,13 @@ def _version_folders(root: Path) -> list[Path]:
     return sorted(f for f in root.glob("*/*") if f.is_dir() and not f.name.startswith((".", "__")))
 
 
-def _check_version(folder: Path) -> tuple[str, bool]:
+def _check_version(folder: Path, settings: Settings) -> tuple[str, bool]:
     label = f"{folder.parent.name}/{folder.name}"
     try:
         manifest = load(folder).manifest
-    except CheckpointError as error:
+        if manifest.name in settings.model and resolve(settings.repository, manifest.name) == folder:
+            gate_decision(manifest, settings)
+    except (CheckpointError, SettingError) as error:
         return f"bad  {label}: {error}", False
     return f"ok   {label}: {manifest.architecture}, {len(manifest.slices)} slices, {manifest.digest}", True
 
@@ -139,6 +145,9 @@ def main() -> None:
     except CheckpointError as error:
         print(f"slicewise: error: {error}", file=sys.stderr)
         sys.exit(1)
+    except SettingError as error:
+        print(f"slicewise: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except ValidationError as error:
         for e in error.errors():
             given = f", given {e['input']!r}" if e["loc"] else ""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import structlog
 
 from models.checkpoint import Checkpoint, Manifest
+from models.decision import GateDecision
 from service.admission import admit, retry_after_s
-from service.batcher import Batcher
+from service.batcher import Batcher, Rules
 from service.engine.base import Engine
 from service.engine.measure import measure
 from service.engine.onnx import OnnxEngine
@@ -18,7 +19,7 @@ from service.latency import LatencyTable
 from service.request import Entry, Route, SliceFacts
 from service.routing import route
 from service.scheduler import Scheduler
-from service.settings import Settings
+from service.settings import SettingError, Settings
 from service.telemetry import ModelLabels, ModelTelemetry, Telemetry
 
 log = structlog.get_logger()
@@ -30,6 +31,17 @@ def slice_facts(manifest: Manifest) -> tuple[SliceFacts, ...]:
         SliceFacts(record.width, record.madds_published, record.madds_served, record.test_accuracy)
         for record in manifest.slices
     )
+
+
+def gate_decision(manifest: Manifest, settings: Settings) -> GateDecision:
+    """The gate's rule at the operating point that the settings name, or at the model's default one.
+
+    Raises SettingError, with the model and what it allows, when the model has no such point.
+    """
+    try:
+        return manifest.decision(settings.operating_point)
+    except ValueError as error:
+        raise SettingError(f"setting operating_point: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +67,18 @@ def warm_up(checkpoint: Checkpoint, settings: Settings, cancelled: threading.Eve
 
 
 class HostedModel:
-    """One model in service. Used on the event loop only."""
+    """One model in service. Used on the event loop only.
+
+    operating_point  index of the one in use; None where the greatest gate logit wins.
+
+    Raises SettingError when the model has no such operating point.
+    """
 
     def __init__(self, manifest: Manifest, warm: WarmEngine, settings: Settings, telemetry: Telemetry) -> None:
         self.manifest, self.table = manifest, warm.table
         self.slices = slice_facts(manifest)
+        default = manifest.gate.default_point
+        self.operating_point = default if settings.operating_point is None else settings.operating_point
         self.workers, self.capacity = warm.engine.workers, settings.queue_capacity_images
         self.admitted = 0
         self.telemetry = ModelTelemetry(telemetry, ModelLabels(manifest.name, str(manifest.version)), self.slices)
@@ -70,7 +89,8 @@ class HostedModel:
         ).set(1)
         limits: dict[int | None, int] = {None: warm.table.best_batch(None)}
         limits |= {facts.width: warm.table.best_batch(facts.width) for facts in self.slices}
-        self.batcher = Batcher(warm.engine, Scheduler(limits), self._decide, self.telemetry, self.capacity)
+        rules = Rules(gate_decision(manifest, settings).widths, self._route)
+        self.batcher = Batcher(warm.engine, Scheduler(limits), rules, self.telemetry, self.capacity)
 
     @property
     def narrowest_s(self) -> float:
@@ -93,9 +113,8 @@ class HostedModel:
     def give_back_places(self, images: int) -> None:
         self.admitted -= images
 
-    def _decide(self, entry: Entry, choice: int | None, now_s: float) -> Route:
+    def _route(self, entry: Entry, gate_width: int | None, now_s: float) -> Route:
         """Routing after the trunk: the gate's wish, inside the window, narrowed to fit the deadline."""
-        gate_width = None if choice is None else self.manifest.gate.choices[choice]
         wish = entry.window.forced if gate_width is None else gate_width
         assert wish is not None, "the gate runs unless a slice is forced: this is a bug"
 

@@ -18,6 +18,10 @@ import models
 ZOO = Path(models.__file__).parent / "zoo"
 
 
+class SettingError(ValueError):
+    """A setting that is sound by itself and does not fit the models; the message names it."""
+
+
 class Settings(BaseSettings):
     """Serve image classification, each image with just the slice of the network that it needs."""
 
@@ -34,6 +38,11 @@ class Settings(BaseSettings):
         ["ds_mbnet_cifar10"],
         min_length=1,
         description="models to serve, repeated or separated by commas; the first answers /v1/classify",
+    )
+    operating_point: int | None = Field(
+        None,
+        description="index into the operating points of the served models; the model's default when absent. "
+        "A cheaper point gives images narrower slices",
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")

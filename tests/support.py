@@ -11,7 +11,11 @@ import torch
 import uvicorn
 from PIL import Image
 
+from models.checkpoint import GateRecord, OperatingPoint
+from models.decision import GateCalibration, GateDecision, shares
 from models.ds_mbnet import DsMbnet, DsMbnetConfig, StageConfig
+from models.ds_resnet import DsResnet, DsResnetConfig
+from models.supernet import Supernet
 from models.training.calibrate import calibrate
 from models.transform import InputSpec, load_image
 from service.app import create_app, load_checkpoints
@@ -25,6 +29,16 @@ TINY = DsMbnetConfig(
     gated_stage=1,
     gate_choices=(0, 1, 3),
     se_ratio=1.0,
+)
+TINY_RESNET = DsResnetConfig(
+    input_size=16,
+    classes=10,
+    stem_width=4,
+    trunk=(StageConfig((8,), 1, 2),),
+    body=(StageConfig((4, 8, 12), 2, 2), StageConfig((8, 12, 16), 1, 1)),
+    gate_features=6,
+    gate_hidden=5,
+    gate_choices=(0, 2),
 )
 TINY_INPUT = InputSpec(16, 16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), shorter_side=16)
 TINY_ACCURACY = (0.5, 0.7, 0.65, 0.9)
@@ -44,12 +58,16 @@ def random_image(seed: int, size: int = 16, image_format: str = "PNG") -> bytes:
     return encode(np.asarray(Image.fromarray(blocks).resize((size, size), Image.Resampling.BICUBIC)), image_format)
 
 
+def pictures() -> torch.Tensor:
+    """The random pictures [64, 3, 16, 16] that the tiny networks are calibrated on."""
+    return torch.from_numpy(np.stack([load_image(random_image(k), TINY_INPUT) for k in range(64)]))
+
+
 def tiny_net(seed: int = 0) -> DsMbnet:
     """A tiny random network, calibrated on random pictures, whose gate splits them among its choices."""
     torch.manual_seed(seed)
     net = DsMbnet(TINY)
-    pictures = np.stack([load_image(random_image(k), TINY_INPUT) for k in range(64)])
-    x = torch.from_numpy(pictures)
+    x = pictures()
     calibrate(net, [(x, torch.zeros(len(x), dtype=torch.int64))])
     with torch.no_grad():
         mean_R = net.trunk(x).gate_input.mean(0)
@@ -58,6 +76,46 @@ def tiny_net(seed: int = 0) -> DsMbnet:
         net.gate.slimming.weight.copy_(weight_GR - torch.outer(weight_GR @ mean_R, mean_R) / (mean_R @ mean_R))
         net.classifier.weight.mul_(5)
     return net
+
+
+def tiny_resnet(seed: int = 0) -> DsResnet:
+    """A tiny random DS-ResNet, calibrated on random pictures, all of whose branches matter."""
+    torch.manual_seed(seed)
+    net = DsResnet(TINY_RESNET)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "norm" in name:  # blocks begin as their shortcut, which would hide faults of the branch beside it
+                parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
+        net.classifier.weight.mul_(5)
+        net.gate.classifier.weight.mul_(5)
+    x = pictures()
+    calibrate(net, [(x, torch.zeros(len(x), dtype=torch.int64))])
+    return net
+
+
+@torch.no_grad()
+def calibrated_gate(net: Supernet, default_point: int | None = 1) -> GateRecord:
+    """A gate with made-up odds and three operating points.
+
+    The first gate logit tells how easy an image is, and each slice is likelier right than the one before.
+    Point 0 sends every picture to the widest choice, point 1 some to either end, point 2 all to the narrowest.
+    """
+    choices, madds = net.gate_choices, tuple(cost.served_madds for cost in net.costs())
+    logits_NG = net.gate_logits(net.trunk(pictures()).gate_input).numpy()
+    slope, mean = float(2 / logits_NG[:, 0].std()), float(logits_NG[:, 0].mean())
+    calibration = GateCalibration(
+        weight=((slope, *[0.0] * (len(choices) - 1)),) * len(net.ladder),
+        bias=tuple(1.5 * width - slope * mean for width in range(len(net.ladder))),
+    )
+    p_NL = calibration.probabilities(logits_NG)
+    gain = float(np.median(p_NL[:, choices[-1]] - p_NL[:, choices[0]]))
+    worth_it_for_half = gain / ((madds[choices[-1]] - madds[choices[0]]) / madds[-1])
+    points = []
+    for lambda_, accuracy in ((0.0, 0.9), (worth_it_for_half, 0.85), (10.0, 0.6)):
+        widths = GateDecision(choices, madds, calibration, lambda_).widths(logits_NG)
+        cost = float(np.asarray(madds)[widths].mean())
+        points.append(OperatingPoint(lambda_, cost, accuracy, shares(widths, choices)))
+    return GateRecord(choices, calibration=calibration, operating_points=tuple(points), default_point=default_point)
 
 
 class Server:

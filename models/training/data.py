@@ -1,17 +1,18 @@
-"""Labelled images in memory, the stratified hold-out, and augmentation on whole batches.
+"""Labelled images, the stratified hold-out, and augmented batches of them.
 
 Words: the *hold-out* is split off the training set and chooses everything; the *test* split is used
 for final figures only.
 
-Shapes: N images, H height, W width.
+Shapes: N images, B batch, H height, W width, C = 3 channels.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from multiprocessing.context import BaseContext
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,17 +20,23 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from models.transform import FORMATS, U8, InputSpec, decode, resize
+from models.training.loading import EncodedImages, ImageFiles
+from models.transform import U8, InputSpec
 
-_SUFFIXES = {f".{name.lower()}" for name in FORMATS} | {".jpg"}
+LIMIT_BYTES = 4 * 2**30
+"""Decoded pixels up to this are kept in memory; ImageNet at 224x224 is 180 GiB, CIFAR-10 0.2 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """pixels uint8 [N, H, W, 3]; labels int64 [N] into ``classes``; names one per image."""
+    """Images with their labels, int64 [N] into ``classes``, and one name each.
 
-    pixels: U8
+    pixels  uint8 [N, H, W, 3] in memory, or what decodes such rows when it is indexed.
+    """
+
+    pixels: U8 | EncodedImages
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     names: tuple[str, ...]
@@ -39,42 +46,47 @@ class LabelledImages:
 
     def take(self, indices: NDArray[np.int64]) -> LabelledImages:
         names = tuple(self.names[i] for i in indices)
-        return LabelledImages(self.pixels[indices], self.labels[indices], self.classes, names)
+        # An encoded image stays encoded; indexing it would decode it.
+        pixels = self.pixels.take(indices) if isinstance(self.pixels, EncodedImages) else self.pixels[indices]
+        return LabelledImages(pixels, self.labels[indices], self.classes, names)
 
 
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(class/name, bytes) of every image below an ImageFolder directory or zip."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in _SUFFIXES:
-                yield file.relative_to(path).as_posix(), file.read_bytes()
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                if PurePosixPath(name).suffix.lower() in _SUFFIXES:
-                    yield name, archive.read(name)
-    else:
-        raise ValueError(f"{path} is neither a directory nor a zip file")
+def _known_classes(path: Path, folders: Sequence[str], classes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The classes of images that lie in ``folders``, one per image; ValueError as ``load_folder``."""
+    found = sorted(set(folders))
+    if "" in found:
+        raise ValueError(f"{path} holds {folders.count('')} images outside of class folders; expected class/name.jpg")
+    if classes is None and len(found) == 1:
+        raise ValueError(f"{path} has one class, {found[0]}; needed: at least 2")
+    unknown = sorted(set(found) - set(classes or found))
+    if unknown:
+        raise ValueError(f"{path} has classes {unknown} which are not among {list(classes or ())}")
+    return classes or tuple(found)
 
 
-def load_folder(path: Path, spec: InputSpec, classes: tuple[str, ...] | None = None) -> LabelledImages:
+def load_folder(
+    path: Path, spec: InputSpec, classes: tuple[str, ...] | None = None, limit_bytes: int = LIMIT_BYTES
+) -> LabelledImages:
     """Read ``class/name.jpg`` files; classes are the sorted folder names unless given.
 
-    Raises ValueError when there is no image, or a folder is not among the given classes.
+    limit_bytes  decoded pixels that may be kept in memory; a hold-out taken from them is a copy. Above it
+                 images stay encoded where they are, every batch decodes its own, and the files must stay.
+
+    Raises ValueError when there is no image, an image lies in no folder, a folder is not among the given
+    classes, none are given and there is but one, or (at once in memory, else with its batch) an image
+    cannot be decoded.
     """
-    entries = list(_files(path))
-    if not entries:
+    files = ImageFiles(path)
+    names = files.names()
+    if not names:
         raise ValueError(f"{path} holds no images laid out as class/name.jpg")
-    folders = [PurePosixPath(name).parent.name for name, _ in entries]
-    known = classes or tuple(sorted(set(folders)))
-    unknown = sorted(set(folders) - set(known))
-    if unknown:
-        raise ValueError(f"{path} has classes {unknown} which are not among {list(known)}")
-    with ThreadPoolExecutor() as pool:
-        pixels = np.stack(list(pool.map(lambda entry: resize(decode(entry[1]), spec), entries)))
+    folders = [PurePosixPath(name).parent.name for name in names]
+    known = _known_classes(path, folders, classes)
     index = {name: i for i, name in enumerate(known)}
     labels = np.array([index[folder] for folder in folders], dtype=np.int64)
-    return LabelledImages(pixels, labels, known, tuple(name for name, _ in entries))
+    encoded = EncodedImages(files, names, spec)
+    pixels = encoded.decode_all() if encoded.decoded_bytes <= limit_bytes else encoded
+    return LabelledImages(pixels, labels, known, names)
 
 
 def split_hold_out(images: LabelledImages, count: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
@@ -98,6 +110,8 @@ def split_hold_out(images: LabelledImages, count: int, seed: int) -> tuple[Label
     return images.take(rest), images.take(held)
 
 
+# Ours, because torchvision's v2 transforms draw once per call, not per image (pytorch/vision#8484), and
+# kornia, which draws per image, is a large dependency for two short functions.
 def augment(pixels_NHWC: Tensor, generator: torch.Generator, padding: int) -> Tensor:
     """Random crop after reflecting ``padding`` pixels, and a random left-right flip; uint8 in and out."""
     n, height, width, _ = pixels_NHWC.shape
@@ -112,33 +126,140 @@ def augment(pixels_NHWC: Tensor, generator: torch.Generator, padding: int) -> Te
     return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]
 
 
-class Batches:
-    """Normalised batches of one split; the order and the augmentation of epoch e depend on (seed, e)."""
+def erase(pixels_NHWC: Tensor, generator: torch.Generator, side: int, fill_C: Tensor) -> Tensor:
+    """A square of ``side`` pixels becomes ``fill_C``, its centre anywhere in the image, one for each image.
 
-    def __init__(self, images: LabelledImages, spec: InputSpec, batch_size: int, seed: int, padding: int) -> None:
-        self.pixels_NHWC = torch.from_numpy(images.pixels)
-        self.labels = torch.from_numpy(images.labels)
-        self.batch_size, self.seed, self.padding = batch_size, seed, padding
-        self.scale = 1.0 / (255.0 * torch.tensor(spec.std))
-        self.shift = torch.tensor(spec.mean) / torch.tensor(spec.std)
+    Source: Cutout (DeVries and Taylor 2017, section 3.2): a square near the border is cut off there.
+    """
+    n, height, width, _ = pixels_NHWC.shape
+    top = torch.randint(0, height, (n, 1), generator=generator) - side // 2
+    left = torch.randint(0, width, (n, 1), generator=generator) - side // 2
+    rows, columns = torch.arange(height), torch.arange(width)
+    inside_NH = (rows >= top) & (rows < top + side)
+    inside_NW = (columns >= left) & (columns < left + side)
+    return torch.where((inside_NH[:, :, None] & inside_NW[:, None, :])[..., None], fill_C, pixels_NHWC)
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator of its own for every key of non-negative numbers."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def _worker_context() -> BaseContext:
+    """How worker processes start: from a server without threads, because a fork of a process with threads
+    (PyTorch's, tqdm's, a test's) can inherit a lock that nobody will release.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # PyTorch is imported once by the server, not by every worker
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One batch: its number in the epoch, and which images [B]."""
+
+    batch: int
+    chosen_B: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source(Dataset[tuple[Tensor, Tensor]]):
+    """What makes one batch, in this or in a worker process: uint8 [B, H, W, 3] and labels [B].
+
+    key  of the generators: (seed, epoch); None: no augmentation.
+    """
+
+    pixels: Tensor | EncodedImages
+    labels: NDArray[np.int64]
+    key: tuple[int, int] | None
+    padding: int
+    erase_pixels: int
+    fill_C: Tensor
+
+    def __getitem__(self, job: _Job) -> tuple[Tensor, Tensor]:
+        if isinstance(self.pixels, EncodedImages):
+            pixels = torch.from_numpy(self.pixels[job.chosen_B])
+        else:
+            pixels = self.pixels[torch.from_numpy(job.chosen_B)]
+        if self.key is not None:
+            generator = _generator(*self.key, job.batch)
+            pixels = augment(pixels, generator, self.padding)
+            if self.erase_pixels:
+                pixels = erase(pixels, generator, self.erase_pixels, self.fill_C)
+        return pixels, torch.from_numpy(self.labels[job.chosen_B])
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Normalised batches of one split, the same whatever the number of workers.
+
+    The order of an epoch depends on (seed, epoch), the augmentation of a batch on (seed, epoch, number of
+    the batch).
+
+    padding       pixels reflected around an image before it is cropped at random.
+    erase_pixels  side of the square that is erased to the mean colour; 0: none.
+    workers       processes that decode and augment ahead, two batches each; 0: this process does it.
+                  Images in memory are copied to shared memory for them. They end with the iteration,
+                  the server that starts them ends with this process. As with every process that does
+                  not begin as a fork, the main script needs its ``if __name__ == "__main__"``.
+    device        where batches are normalised and left; they pass through pinned memory on the way to CUDA.
+    """
+
+    images: LabelledImages
+    spec: InputSpec
+    batch_size: int
+    seed: int
+    padding: int
+    erase_pixels: int = 0
+    workers: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __len__(self) -> int:
-        return len(self.labels) // self.batch_size
+        return len(self.images) // self.batch_size
 
-    def normalise(self, pixels_NHWC: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], channels last in memory."""
-        return (pixels_NHWC * self.scale - self.shift).permute(0, 3, 1, 2)
+    def epoch(self, epoch: int, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled, augmented, full batches: x [B, 3, H, W] and labels [B]; ``count``: only the first so many.
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled, augmented, full batches: x [B, 3, H, W] and labels [B]."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.labels), generator=generator)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            yield self.normalise(augment(self.pixels_NHWC[chosen], generator, self.padding)), self.labels[chosen]
+        Raises ValueError when there are fewer images than one batch takes.
+        """
+        if len(self) == 0:
+            raise ValueError(f"{len(self.images)} images do not fill a batch of {self.batch_size}")
+        order = torch.randperm(len(self.images), generator=_generator(self.seed, epoch)).numpy()
+        full = order[: len(self) * self.batch_size].reshape(len(self), self.batch_size)
+        return self._batches(list(full[:count]), (self.seed, epoch))
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in order, without augmentation."""
-        for start in range(0, len(self.labels), self.batch_size):
-            stop = start + self.batch_size
-            yield self.normalise(self.pixels_NHWC[start:stop]), self.labels[start:stop]
+        """Every image once, in order, without augmentation; the last batch may be smaller."""
+        rows = np.arange(len(self.images))
+        return self._batches(
+            [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)], None
+        )
+
+    def normalise(self, pixels_NHWC: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] on the device, channels last in memory."""
+        std = torch.tensor(self.spec.std, device=self.device)
+        scale, shift = 1.0 / (255.0 * std), torch.tensor(self.spec.mean, device=self.device) / std
+        return (pixels_NHWC.to(self.device, non_blocking=True) * scale - shift).permute(0, 3, 1, 2)
+
+    @cached_property
+    def _pixels(self) -> Tensor | EncodedImages:
+        if isinstance(self.images.pixels, EncodedImages):
+            return self.images.pixels
+        pixels = torch.from_numpy(self.images.pixels)
+        if self.workers:  # a copy that all of them see; else each would be sent one of its own
+            pixels.share_memory_()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return pixels
+
+    def _batches(
+        self, chosen: Sequence[NDArray[np.int64]], key: tuple[int, int] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        fill_C = torch.tensor(self.spec.mean).mul(255).round().to(torch.uint8)
+        source = _Source(self._pixels, self.images.labels, key, self.padding, self.erase_pixels, fill_C)
+        loader = DataLoader(
+            source, batch_size=None, sampler=[_Job(i, rows) for i, rows in enumerate(chosen)],
+            num_workers=self.workers, multiprocessing_context=_worker_context() if self.workers else None,
+            pin_memory=self.device.type == "cuda", generator=torch.Generator(),  # its own: not the global one's state
+        )  # fmt: skip
+        # Workers hand over bytes: a quarter of what normalised batches would take in shared memory.
+        for pixels_NHWC, labels in loader:
+            yield self.normalise(pixels_NHWC), labels.to(self.device, non_blocking=True)

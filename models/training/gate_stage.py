@@ -4,14 +4,18 @@ Source (released train_epoch_slim_gate): loss = SGS + task loss through a straig
 choice + weighted MAdds loss, over the slimming head's parameters only. Ours: since everything but
 the head is frozen, its inputs and the logits of every choice are computed once for a few augmented
 views and the head trains on those; the task loss mixes the choices' logits instead of masking every
-layer; hard images may weigh more in SGS, because they are few; the hold-out chooses that weight.
+layer; hard images may weigh more in SGS, because they are few.
 
-Shapes: N views, R gate hidden, G gate choices, K classes.
+Ours too: the objective ``correctness``, where the head learns by binary cross-entropy, choice by
+choice, whether that slice will be right. Whatever the objective, the hold-out then calibrates the
+logits and gives the operating points (operating.py).
+
+Shapes: N views, R gate input, G gate choices, K classes.
 """
 
 from __future__ import annotations
 
-import math
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -19,15 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.checkpoint import OperatingPoint
+from models.decision import GateCalibration, GateDecision
 from models.supernet import Supernet
 from models.training.data import Batches, LabelledImages
 from models.training.evaluate import Evaluation, evaluate
 from models.training.losses import madds_penalty, sandwich_gate_sparsification, straight_through_gumbel
-from models.training.recipes import GateRecipe
+from models.training.operating import at_cost, default_point, fit_calibration, sweep
+from models.training.recipes import GateRecipe, Recipe
 from models.transform import InputSpec
 
 LEAST_SHARE = 0.05
-"""A gate must send at least two widths this share of the hold-out: one that never chooses is none."""
+"""A gate chooses when at least two widths get this share of the hold-out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,93 +45,142 @@ class GateData:
     logits_NGK: Tensor
     labels_N: Tensor
 
+    @property
+    def correct_NG(self) -> Tensor:
+        return self.logits_NGK.argmax(2) == self.labels_N[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class GateFit:
+    """A trained gate: what it does on the hold-out at its default point, and its other points."""
+
+    evaluation: Evaluation
+    calibration: GateCalibration
+    points: tuple[OperatingPoint, ...]
+    default_point: int
+
 
 @torch.no_grad()
-def collect(net: Supernet, batches: Batches, views: int, first_epoch: int) -> GateData:
-    """Run ``views`` augmented epochs through the frozen supernet."""
+def collect(net: Supernet, batches: Batches, views: int, first_epoch: int, *, bf16: bool = False) -> GateData:
+    """Run ``views`` augmented epochs through the frozen supernet; results in float32 on the CPU."""
     inputs, logits, labels = [], [], []
+    device = next(net.parameters()).device
     net.eval()
-    with tqdm(total=views * len(batches), unit="step", desc="gate inputs") as bar:
+    with (
+        tqdm(total=views * len(batches), unit="step", desc="gate inputs") as bar,
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+    ):
         for view in range(views):
             for x, y in batches.epoch(first_epoch + view):
-                features, gate_input = net.trunk(x)
-                inputs.append(gate_input)
-                logits.append(torch.stack([net.body(features, width) for width in net.gate_choices], dim=1))
-                labels.append(y)
+                features, gate_input = net.trunk(x.to(device))
+                inputs.append(gate_input.float().cpu())
+                per_choice = [net.body(features, width).float() for width in net.gate_choices]
+                logits.append(torch.stack(per_choice, dim=1).cpu())
+                labels.append(y.cpu())
                 bar.update()
     return GateData(torch.cat(inputs), torch.cat(logits), torch.cat(labels))
 
 
+def gate_loss(
+    gate_logits_BG: Tensor, batch: GateData, relative_madds_G: Tensor, recipe: GateRecipe, generator: torch.Generator
+) -> Tensor:
+    """The recipe's objective for one batch. relative_madds_G: served MAdds over the widest choice's."""
+    if recipe.objective == "correctness":
+        return F.binary_cross_entropy_with_logits(gate_logits_BG, batch.correct_NG.float())
+    choice_BG, _ = straight_through_gumbel(gate_logits_BG, generator)
+    mixed_BK = torch.einsum("bg,bgk->bk", choice_BG, batch.logits_NGK)
+    task = F.cross_entropy(mixed_BK, batch.labels_N, label_smoothing=recipe.label_smoothing)
+    cost = recipe.madds_weight * madds_penalty(choice_BG, relative_madds_G, recipe.target_madds)
+    easy_B = batch.correct_NG[:, 0]
+    sgs = sandwich_gate_sparsification(gate_logits_BG, easy_B, recipe.label_smoothing, recipe.hard_weight)
+    return recipe.sgs_weight * sgs + task + cost
+
+
 def train_head(
-    data: GateData, relative_madds_G: Tensor, recipe: GateRecipe, hard_weight: float, seed: int
-) -> nn.Linear:
-    """A slimming head trained on collected data. relative_madds_G: served MAdds over the widest choice's."""
+    fresh: nn.Module, data: GateData, relative_madds_G: Tensor, recipe: GateRecipe, seed: int
+) -> nn.Module:  # fmt: skip
+    """A copy of ``fresh`` trained on collected data."""
     generator = torch.Generator().manual_seed(seed)
-    choices = data.logits_NGK.shape[1]
-    head = nn.Linear(data.inputs_NR.shape[1], choices, bias=False)
-    nn.init.normal_(head.weight, 0.0, math.sqrt(2.0 / choices), generator=generator)
-    optimizer = torch.optim.SGD(head.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+    head = copy.deepcopy(fresh).cpu().train()
+    optimizer = torch.optim.SGD(
+        head.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+    )
     count = len(data.labels_N)
-    steps = recipe.epochs * (count // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    easy_N = data.logits_NGK[:, 0].argmax(1) == data.labels_N
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, max(1, recipe.epochs * (count // recipe.batch_size))
+    )
     for _ in range(recipe.epochs):
         order = torch.randperm(count, generator=generator)
         for start in range(0, count - recipe.batch_size + 1, recipe.batch_size):
             chosen = order[start : start + recipe.batch_size]
-            gate_logits_BG = head(data.inputs_NR[chosen])
-            choice_BG, _ = straight_through_gumbel(gate_logits_BG, generator)
-            mixed_BK = torch.einsum("bg,bgk->bk", choice_BG, data.logits_NGK[chosen])
-            loss = (
-                sandwich_gate_sparsification(gate_logits_BG, easy_N[chosen], recipe.label_smoothing, hard_weight)
-                + F.cross_entropy(mixed_BK, data.labels_N[chosen], label_smoothing=recipe.label_smoothing)
-                + recipe.madds_weight * madds_penalty(choice_BG, relative_madds_G)
-            )
+            batch = GateData(data.inputs_NR[chosen], data.logits_NGK[chosen], data.labels_N[chosen])
+            loss = gate_loss(head(batch.inputs_NR), batch, relative_madds_G, recipe, generator)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
             schedule.step()
-    return head
+    return head.eval()
 
 
-def is_alive(evaluation: Evaluation, choices: tuple[int, ...]) -> bool:
+def fresh_head(head: nn.Module, seed: int) -> nn.Module:
+    """A copy with newly drawn weights: stage II never goes on from an earlier gate."""
+    copied = copy.deepcopy(head).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in copied.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+    return copied
+
+
+def is_alive(evaluation: Evaluation) -> bool:
     """True when at least two widths get at least LEAST_SHARE of the images."""
-    return sum(share >= LEAST_SHARE for share in evaluation.gate_shares(choices)) >= 2
+    return sum(share >= LEAST_SHARE for share in evaluation.gate_shares) >= 2
+
+
+def calibrated(base: Evaluation, head: nn.Module) -> Evaluation:
+    """``base`` with the logits of ``head`` and a calibration fitted on those same images; lambda 0."""
+    with torch.no_grad():
+        gate_logits_NG = head(torch.from_numpy(base.gate_inputs_NR)).numpy()
+    calibration = fit_calibration(gate_logits_NG, base.correct_NL)
+    decision = GateDecision(base.decision.choices, base.decision.madds, calibration)
+    return Evaluation(base.logits_NLK, base.gate_inputs_NR, gate_logits_NG, base.labels_N, decision)
 
 
 def fit_gate(
-    net: Supernet, batches: Batches, hold_out: LabelledImages, spec: InputSpec, recipe: GateRecipe, seed: int
-) -> Evaluation:
-    """Train the slimming head in place; returns its evaluation on the hold-out.
+    net: Supernet, batches: Batches, hold_out: LabelledImages, spec: InputSpec, recipe: Recipe
+) -> GateFit:  # fmt: skip
+    """Train every gate of ``recipe.gates``, keep in ``net`` the one that the hold-out prefers.
 
-    Of the candidates whose hold-out accuracy is at most ``tolerated_drop`` below the widest slice's,
-    the one with the least mean MAdds wins; when none is, the most accurate. Raises RuntimeError when
-    no candidate uses two widths.
+    Preferred is the best top-1 at ``recipe.operating.compare_at`` of the widest slice's MAdds, among gates
+    that choose there; where none does (all slices may be equally right), the best of all, and it is said.
     """
-    data = collect(net, batches, recipe.views, first_epoch=1_000_000)
-    costs = net.costs()
-    served = torch.tensor([float(costs[width].served_madds) for width in net.gate_choices])
-    gate = net.slimming_head()
-    candidates = []
-    for hard_weight in tqdm(recipe.hard_weights, unit="gate", desc="gate"):
-        head = train_head(data, served / served[-1], recipe, hard_weight, seed)
-        with torch.no_grad():
-            gate.weight.copy_(head.weight)
-        evaluation = evaluate(net, hold_out, spec)
-        tqdm.write(
-            f"hard_weight {hard_weight:g}: hold-out top-1 {evaluation.gate_accuracy:.4f}, mean "
-            f"{evaluation.gate_mean_madds / 1e6:.2f} M MAdds, shares "
-            + " ".join(f"{share:.3f}" for share in evaluation.gate_shares(net.gate_choices))
-        )
-        if is_alive(evaluation, net.gate_choices):
-            candidates.append((evaluation, head.weight.detach().clone()))
-    if not candidates:
-        raise RuntimeError("every trained gate sends nearly all images to one width; change the gate recipe")
-    bar = candidates[0][0].width_accuracy(len(net.ladder) - 1) - recipe.tolerated_drop
-    good = [c for c in candidates if c[0].gate_accuracy >= bar]
-    chosen = (
-        min(good, key=lambda c: c[0].gate_mean_madds) if good else max(candidates, key=lambda c: c[0].gate_accuracy)
-    )
-    with torch.no_grad():
-        gate.weight.copy_(chosen[1])
-    return chosen[0]
+    data = collect(net, batches, recipe.gate_views, first_epoch=1_000_000, bf16=recipe.supernet.bf16)
+    base = evaluate(net, hold_out, spec)
+    served_G = torch.tensor([float(base.decision.madds[choice]) for choice in net.gate_choices])
+    candidates: list[tuple[Evaluation, nn.Module]] = []
+    for gate in tqdm(recipe.gates, unit="gate", desc="gate"):
+        fresh = fresh_head(net.slimming_head(), recipe.seed)
+        head = train_head(fresh, data, served_G / served_G[-1], gate, recipe.seed)
+        evaluation = calibrated(base, head)
+        evaluation = evaluation.at(at_cost(evaluation, recipe.operating.compare_at))
+        tqdm.write(f"{gate}: {summary(evaluation)}")
+        candidates.append((evaluation, head))
+    if not any(is_alive(evaluation) for evaluation, _ in candidates):
+        tqdm.write("warning: every trained gate sends nearly all images to one width")
+    evaluation, head = max(candidates, key=lambda c: (is_alive(c[0]), c[0].gate_accuracy))
+    net.slimming_head().load_state_dict(head.state_dict())
+    points = sweep(evaluation, recipe.operating.cost_shares)
+    widest = evaluation.width_accuracy(len(net.ladder) - 1)
+    default = default_point(points, widest, recipe.operating.tolerated_drop)
+    calibration = evaluation.decision.calibration
+    assert calibration is not None, "calibrated above: this is a bug"
+    decision = GateDecision(net.gate_choices, evaluation.decision.madds, calibration, points[default].lambda_)
+    return GateFit(evaluation.at(decision), calibration, points, default)
+
+
+def summary(evaluation: Evaluation) -> str:
+    """Accuracy, mean cost and shares of the gate in one line."""
+    shares = " ".join(f"{share:.3f}" for share in evaluation.gate_shares)
+    madds = f"{evaluation.gate_mean_madds / 1e6:.2f} M MAdds"
+    return f"top-1 {evaluation.gate_accuracy:.4f}, mean {madds}, shares {shares}"

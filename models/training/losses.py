@@ -38,6 +38,9 @@ def sandwich_gate_sparsification(
     return (loss_B * torch.where(easy_B, 1.0, hard_weight)).mean()
 
 
-def madds_penalty(choice_BG: Tensor, relative_madds_G: Tensor) -> Tensor:
-    """Square of the batch-mean MAdds as a share of the widest choice (ours: the source divides by 1e9)."""
-    return (choice_BG @ relative_madds_G).mean() ** 2
+def madds_penalty(choice_BG: Tensor, relative_madds_G: Tensor, target: float = 0.0) -> Tensor:
+    """Square of the batch-mean MAdds, as a share of the widest choice's, less ``target``.
+
+    Source: released train loop, where the share is MAdds / 1e9 and there is no target.
+    """
+    return ((choice_BG @ relative_madds_G).mean() - target) ** 2

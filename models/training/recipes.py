@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from models.ds_mbnet import cifar
+from models import ds_mbnet, ds_resnet
 from models.transform import InputSpec
 
 # Per-channel statistics of the 50,000 CIFAR-10 training images on the 0..1 scale.
 CIFAR_INPUT = InputSpec(32, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), shorter_side=32)
+
+
+Targets = Literal["bootstrapping", "ensemble_bootstrapping", "in_place_distillation", "labels"]
+"""What the narrower widths learn from, see supernet_stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,9 @@ class SupernetRecipe:
     others restart at lr, each falls to 0 along a cosine, stepped per iteration (warm restarts, SGDR,
     Loshchilov and Hutter 2017); weight decay spares parameters with one dimension; ema_decay is the
     teacher's; calibration_batches refresh the batch-norm statistics of every width at the end.
+    crop_padding and erase_pixels augment (data.augment, data.erase).
+    gate_class_weight scales the loss of the classifier on the gate's input, where the network has one;
+    bf16 runs forward and backward under autocast, weights and updates stay float32.
     """
 
     cycles: tuple[int, ...]
@@ -33,7 +40,11 @@ class SupernetRecipe:
     ema_decay: float = 0.997
     random_widths: int = 2
     crop_padding: int = 4
+    erase_pixels: int = 0
     calibration_batches: int = 60
+    targets: Targets = "bootstrapping"
+    gate_class_weight: float = 0.3
+    bf16: bool = False
 
     @property
     def epochs(self) -> int:
@@ -43,22 +54,46 @@ class SupernetRecipe:
 
 @dataclass(frozen=True, slots=True)
 class GateRecipe:
-    """Stage II. hard_weights are tried in turn and the hold-out chooses among them."""
+    """Stage II, one way of training the slimming head.
 
-    views: int = 3
+    objective "released": SGS + task + MAdds losses (networks as released); hard_weight is the weight of
+    an image that the narrowest choice gets wrong, target_madds the wished mean cost as a share of the
+    widest choice's. "correctness" (ours): predict per choice whether it will be right; it uses none of
+    the weights below lr and weight_decay.
+    """
+
+    objective: Literal["released", "correctness"] = "correctness"
     epochs: int = 30
     batch_size: int = 512
     lr: float = 0.08
     weight_decay: float = 1e-4
     label_smoothing: float = 0.1
+    sgs_weight: float = 1.0
+    hard_weight: float = 1.0
     madds_weight: float = 0.5
-    hard_weights: tuple[float, ...] = (2.0, 3.0, 3.5, 4.0, 5.0, 6.0)
-    tolerated_drop: float = 0.015
+    target_madds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingRecipe:
+    """How operating points are laid and one of them chosen, all on the hold-out.
+
+    cost_shares     mean MAdds of the points, as shares of the widest slice's.
+    tolerated_drop  the default point is the cheapest within this much of the widest slice's top-1.
+    compare_at      the share at which trained gates compete.
+    """
+
+    cost_shares: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
+    tolerated_drop: float = 0.003
+    compare_at: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One named run: the network, its input, both stages, and the size of the hold-out."""
+    """One named run: the network, its input, both stages, and the size of the hold-out.
+
+    gates       are all trained, on ``gate_views`` augmented epochs; the hold-out picks one.
+    """
 
     name: str
     dataset: str
@@ -66,14 +101,17 @@ class Recipe:
     config: Callable[[], dict[str, Any]]
     input_spec: InputSpec
     supernet: SupernetRecipe
-    gate: GateRecipe = field(default_factory=GateRecipe)
+    gates: tuple[GateRecipe, ...] = (GateRecipe(),)
+    gate_views: int = 3
+    operating: OperatingRecipe = field(default_factory=OperatingRecipe)
     hold_out: int = 5000
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name, "seed": self.seed, "hold_out": self.hold_out,
-            "supernet": asdict(self.supernet), "gate": asdict(self.gate),
+            "supernet": asdict(self.supernet), "gates": [asdict(gate) for gate in self.gates],
+            "gate_views": self.gate_views, "operating": asdict(self.operating),
         }  # fmt: skip
 
 
@@ -83,10 +121,36 @@ def ds_mbnet_cifar10() -> Recipe:
         "ds_mbnet_cifar10",
         "CIFAR-10",
         "ds_mbnet",
-        lambda: asdict(cifar()),
+        lambda: asdict(ds_mbnet.cifar()),
         CIFAR_INPUT,
         SupernetRecipe(cycles=(14, 16), batch_size=128, lr=0.05, weight_decay=2e-4),
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"ds_mbnet_cifar10": ds_mbnet_cifar10}
+def ds_resnet_cifar10() -> Recipe:
+    """CIFAR-10 (45,000 for training, 5,000 hold-out), 18 epochs of the sandwich on 2 CPU cores."""
+    return Recipe(
+        "ds_resnet_cifar10",
+        "CIFAR-10",
+        "ds_resnet",
+        lambda: asdict(ds_resnet.cifar()),
+        CIFAR_INPUT,
+        SupernetRecipe(cycles=(18,), batch_size=128, lr=0.12, warmup_epochs=2.0, weight_decay=1e-3, bf16=True),
+    )
+
+
+def ds_resnet_tiny_cifar10() -> Recipe:
+    """CIFAR-10, 8 epochs of a network that only tests and demonstrations want."""
+    return Recipe(
+        "ds_resnet_tiny_cifar10",
+        "CIFAR-10",
+        "ds_resnet",
+        lambda: asdict(ds_resnet.tiny()),
+        CIFAR_INPUT,
+        SupernetRecipe(cycles=(8,), batch_size=128, lr=0.1),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (ds_resnet_cifar10, ds_mbnet_cifar10, ds_resnet_tiny_cifar10)
+}

@@ -6,20 +6,23 @@ import csv
 import hashlib
 import json
 import platform
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from models.checkpoint import Manifest, Measured, require_new, save
+from models.checkpoint import GateRecord, Manifest, Measured, load, locate, require_new, save
 from models.registry import build
 from models.supernet import Supernet
 from models.training.calibrate import calibrate
-from models.training.data import Batches, load_folder, split_hold_out
+from models.training.data import Batches, LabelledImages, load_folder, split_hold_out
 from models.training.evaluate import Evaluation, evaluate
-from models.training.gate_stage import fit_gate
+from models.training.fine_tune import initialise, with_classes
+from models.training.gate_stage import GateFit, fit_gate
+from models.training.operating import calibration_error, cross_fitted
 from models.training.recipes import Recipe
 from models.training.supernet_stage import SupernetTrainer
 
@@ -36,74 +39,161 @@ def _log_rows(path: Path) -> Any:
     return log
 
 
-def run_identity(recipe: Recipe, net: Supernet, train_names: Iterable[str]) -> dict[str, str]:
+def run_identity(
+    recipe: Recipe, net: Supernet, train_names: Iterable[str], origin: str | None = None
+) -> dict[str, str]:  # fmt: skip
     """What stage I depends on, part by part as JSON text: a state is resumed only where all of it is equal.
 
     train_names  of the images without the hold-out; kept as a digest. Their pixels are not compared.
+    origin       digest of the checkpoint that the weights began as; None: fresh weights.
 
-    The gate's recipe is left out: stage II begins anew in every call.
+    The gates' recipes are left out: stage II begins anew in every call.
     """
-    parts = {key: value for key, value in recipe.to_json().items() if key != "gate"} | {
+    parts = {key: recipe.to_json()[key] for key in ("name", "seed", "hold_out", "supernet")} | {
         "input": recipe.input_spec.to_json(),
         "network": {"architecture": net.architecture, "config": net.config_dict()},
         "training images": f"sha256:{hashlib.sha256(json.dumps(sorted(train_names)).encode()).hexdigest()}",
+        "origin": origin,
     }
     return {part: json.dumps(value, sort_keys=True) for part, value in parts.items()}
 
 
-def train(recipe: Recipe, train_data: Path, test_data: Path | None, run_dir: Path, out_dir: Path) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class DataPaths:
+    """ImageFolder directories or zips; the hold-out is split off ``train``. name: for the manifest."""
+
+    train: Path
+    test: Path | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where a run happens; none of it changes what is learnt, beyond rounding.
+
+    device: "cpu", "cuda", "cuda:1". workers: processes that decode and augment; 0: none.
+    """
+
+    device: str = "cpu"
+    workers: int = 0
+
+    def batches(self, images: LabelledImages, recipe: Recipe) -> Batches:
+        """Training batches of ``recipe`` on this device."""
+        stage = recipe.supernet
+        return Batches(
+            images, recipe.input_spec, stage.batch_size, recipe.seed, stage.crop_padding, stage.erase_pixels,
+            self.workers, torch.device(self.device),
+        )  # fmt: skip
+
+    def describe(self) -> str:
+        """Hardware and version, for manifests and reports."""
+        if self.device.startswith("cuda"):
+            return f"{torch.cuda.get_device_name(self.device)}, torch {torch.__version__}"
+        return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    """The CPU's own name where the system tells it, else its instruction set."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def new_network(recipe: Recipe, classes: int, where: Where) -> Supernet:
+    """The recipe's network for so many classes, its weights drawn by the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    net = build(recipe.architecture, with_classes(recipe.config(), classes))
+    return net.to(device=where.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def train_supernet(
+    recipe: Recipe, net: Supernet, rest: LabelledImages, where: Where, run_dir: Path, origin: str | None = None
+) -> float:
+    """Stage I and calibration, in place; returns the seconds of all epochs, those of earlier calls included.
+
+    run_dir  keeps ``supernet.pt``, rewritten after every epoch, from which a later call resumes, and
+    ``log.csv``. origin: what the weights began as, if not fresh. Raises ValueError when ``supernet.pt`` is
+    of a run that differs in ``run_identity``.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    stage, batches = recipe.supernet, where.batches(rest, recipe)
+    trainer = SupernetTrainer(net, stage, recipe.seed, run_identity(recipe, net, rest.names, origin))
+    trainer.fit(batches, run_dir / "supernet.pt", _log_rows(run_dir / "log.csv"))
+    calibrate(net, batches.epoch(2_000_000, min(stage.calibration_batches, len(batches))))
+    return trainer.train_s
+
+
+def train(
+    recipe: Recipe,
+    splits: DataPaths,
+    run_dir: Path,
+    out_dir: Path,
+    where: Where | None = None,
+    init_from: Path | None = None,
+) -> Manifest:
     """Train and write a checkpoint to ``out_dir`` (``<root>/<name>/<version>``).
 
-    run_dir keeps ``supernet.pt`` (rewritten after every epoch; a later call resumes from it) and
-    ``log.csv``. Without test data the manifest carries hold-out figures only. Raises ValueError when
-    ``supernet.pt`` is of a run that differs in ``run_identity``.
+    run_dir  as in ``train_supernet``. init_from: a checkpoint whose tensors the weights begin as, where
+    names and shapes agree. Without test data the manifest carries hold-out figures only.
     """
+    where = where or Where()
     require_new(out_dir)  # before the hours, not after them
-    began_s = time.monotonic()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    images = load_folder(train_data, recipe.input_spec)
+    images = load_folder(splits.train, recipe.input_spec)
+    test = None if splits.test is None else load_folder(splits.test, recipe.input_spec, images.classes)
     rest, hold_out = split_hold_out(images, recipe.hold_out, recipe.seed)
-    torch.manual_seed(recipe.seed)
-    net = build(recipe.architecture, recipe.config()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stage = recipe.supernet
-    batches = Batches(rest, recipe.input_spec, stage.batch_size, recipe.seed, stage.crop_padding)
-    trainer = SupernetTrainer(net, stage, recipe.seed, run_identity(recipe, net, rest.names))
-    trainer.fit(batches, run_dir / "supernet.pt", _log_rows(run_dir / "log.csv"))
-    calibration = (batch for _, batch in zip(range(stage.calibration_batches), batches.epoch(2_000_000), strict=False))
-    calibrate(net, calibration)
-    on_hold_out = fit_gate(net, batches, hold_out, recipe.input_spec, recipe.gate, recipe.seed)
-    measured = [("hold-out", on_hold_out)]
-    if test_data is not None:
-        test = load_folder(test_data, recipe.input_spec, images.classes)
-        measured.append(("test", evaluate(net, test, recipe.input_spec, "test")))
-    dataset = {
-        "name": recipe.dataset,
-        "train_images": len(rest),
-        "hold_out_images": len(hold_out),
-        "test_images": len(measured[-1][1].labels_N) if test_data is not None else 0,
-    }
-    run = recipe.to_json() | {
-        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "last_call_s": round(time.monotonic() - began_s),
-    }
-    return _save(out_dir, net, images.classes, recipe, measured, {"dataset": dataset, "recipe": run})
-
-
-def _save(
-    out_dir: Path, net: Supernet, classes: tuple[str, ...], recipe: Recipe,
-    measured: list[tuple[str, Evaluation]], about: dict[str, Any],
-) -> Manifest:  # fmt: skip
-    def on_each(value: Any) -> tuple[Measured, ...]:
-        return tuple(Measured(value(e), split, len(e.labels_N)) for split, e in measured)
-
+    net, origin = new_network(recipe, len(images.classes), where), None
+    if init_from is not None:
+        checkpoint = load(locate(init_from))
+        fresh, origin = initialise(net, checkpoint), checkpoint.manifest.digest
+        tqdm.write(f"began with {init_from}; fresh: {', '.join(fresh) or 'nothing'}")
+    train_s = train_supernet(recipe, net, rest, where, run_dir, origin)
+    fit = fit_gate(net, where.batches(rest, recipe), hold_out, recipe.input_spec, recipe)
+    measured = [("hold-out", fit.evaluation)]
+    if test is not None:
+        measured.append(("test", evaluate(net, test, recipe.input_spec, fit.evaluation.decision, "test")))
+    counts = {"train_images": len(rest), "hold_out_images": len(hold_out), "test_images": len(test) if test else 0}
+    run = recipe.to_json() | {"init_from": origin, "hardware": where.describe(), "supernet_train_s": round(train_s)}
     return save(
-        out_dir,
-        net,
-        classes=classes,
-        input_spec=recipe.input_spec,
-        accuracy=[on_each(lambda e, w=width: e.width_accuracy(w)) for width in range(len(net.ladder))],
-        gate_accuracy=on_each(lambda e: e.gate_accuracy),
-        gate_mean_madds=on_each(lambda e: e.gate_mean_madds),
-        hold_out_shares=measured[0][1].gate_shares(net.gate_choices),
-        **about,
+        out_dir, net, classes=images.classes, input_spec=recipe.input_spec, accuracy=slice_accuracy(measured),
+        gate=gate_record(fit, measured), dataset={"name": splits.name or recipe.dataset} | counts, recipe=run,
+    )  # fmt: skip
+
+
+Splits = Sequence[tuple[str, Evaluation]]
+"""Evaluations with the name of their split, the hold-out first."""
+
+
+def _on_each(splits: Splits, value: Callable[[Evaluation], float]) -> tuple[Measured, ...]:
+    return tuple(Measured(value(evaluation), split, len(evaluation)) for split, evaluation in splits)
+
+
+def slice_accuracy(splits: Splits) -> list[tuple[Measured, ...]]:
+    """Top-1 of every slice on every split, in ladder order."""
+    widths = range(splits[0][1].logits_NLK.shape[1])
+    return [_on_each(splits, lambda e, w=width: e.width_accuracy(w)) for width in widths]  # type: ignore[misc]
+
+
+def gate_record(fit: GateFit, splits: Splits) -> GateRecord:
+    """What the manifest says of a fitted gate; on the hold-out its calibration error is cross-fitted."""
+
+    def error(evaluation: Evaluation, width: int) -> float:
+        if evaluation is fit.evaluation:
+            p_NL = cross_fitted(evaluation.gate_logits_NG, evaluation.correct_NL)
+        else:
+            p_NL = fit.calibration.probabilities(evaluation.gate_logits_NG)
+        return calibration_error(p_NL[:, width], evaluation.correct_NL[:, width])
+
+    widths = range(len(fit.calibration.bias))
+    return GateRecord(
+        choices=fit.evaluation.decision.choices,
+        hold_out_shares=fit.evaluation.gate_shares,
+        accuracy=_on_each(splits, lambda e: e.gate_accuracy),
+        mean_madds=_on_each(splits, lambda e: e.gate_mean_madds),
+        calibration=fit.calibration,
+        calibration_error=tuple(_on_each(splits, lambda e, w=width: error(e, w)) for width in widths),  # type: ignore[misc]
+        operating_points=fit.points,
+        default_point=fit.default_point,
     )

@@ -4,7 +4,21 @@ Source (networks as released, commit 15cd303, and DS-Net++ abstract): per step t
 learns from the labels; the narrowest and two random widths learn from the softmax of an EMA of the
 widest; gradients add up and one SGD (Nesterov) step follows. Ours: images pass a shared trunk once
 per step, because the trunk is the same function for every width; gradients with respect to its
-features add up before they enter it, which is the same sum.
+features add up before they enter it, which is the same sum. Also ours: where a network has a
+classifier on the gate's input, that learns the labels too.
+
+``SupernetRecipe.targets`` says what the narrower widths learn from:
+
+bootstrapping            the EMA of the widest (DS-Net++; released default).
+ensemble_bootstrapping   the same, but the narrowest learns from the mean of the EMA's widest and
+                         its two random widths (DS-Net; released option ``ensemble_ib``).
+in_place_distillation    the widest of the same step (universally slimmable networks, Yu and Huang
+                         2019, section 3.3).
+labels                   the labels, as the widest does (slimmable networks, Yu et al. 2019).
+
+A slice without a gradient gets neither decay nor momentum in the released code, by dropping zero
+gradients. Here the widest takes part in every step, so no weight is ever without one, and what has
+none (``grad is None``) is skipped by the optimiser.
 
 Shapes: B batch, K classes.
 """
@@ -13,6 +27,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +70,15 @@ def require_same_run(given: Mapping[str, str], stored: Mapping[str, str] | None,
         raise ValueError(f"{state_file} is of another run: {'; '.join(faults)}")
 
 
+def _precise(logits_BK: Tensor) -> Tensor:
+    """Out of autocast's bf16, before anything is summed over classes."""
+    return logits_BK.float() if logits_BK.dtype == torch.bfloat16 else logits_BK
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
 class SupernetTrainer:
     """Holds the network, its EMA teacher and the optimiser; ``fit`` runs to the recipe's end.
 
@@ -63,6 +87,7 @@ class SupernetTrainer:
 
     def __init__(self, net: Supernet, recipe: SupernetRecipe, seed: int, identity: Mapping[str, str]) -> None:
         self.net, self.recipe, self.seed, self.identity = net, recipe, seed, dict(identity)
+        self.device = next(net.parameters()).device
         average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
         decayed = [p for p in net.parameters() if p.ndim > 1]
@@ -72,6 +97,7 @@ class SupernetTrainer:
             lr=recipe.lr, momentum=recipe.momentum, nesterov=True,
         )  # fmt: skip
         self.epochs_done = 0
+        self.train_s = 0.0
 
     @property
     def teacher(self) -> Supernet:
@@ -80,27 +106,64 @@ class SupernetTrainer:
         return teacher
 
     def step(self, x: Tensor, labels: Tensor, widths: list[int]) -> float:
-        """One sandwich step; ``widths`` are the distilled ones. Returns the labelled loss."""
-        recipe = self.recipe
-        self.ema.eval()
-        with torch.no_grad():
-            target_BK = self.teacher.largest(x).softmax(dim=1)
+        """One sandwich step; ``widths`` are the distilled ones, the narrowest last. Returns the labelled loss."""
+        recipe, widest = self.recipe, len(self.net.ladder) - 1
+        targets = self._teacher_targets(x, widths)
         if self.net.has_wide_trunk:
-            labelled = F.cross_entropy(self.net.largest(x), labels, label_smoothing=recipe.label_smoothing)
-            labelled.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        features = self.net.trunk(x).features
+            labelled, wide_BK = self._labelled(lambda: self.net.largest(x), labels)
+        with self._autocast():
+            features, gate_input = self.net.trunk(x)
         leaf = features.detach().requires_grad_()
         if not self.net.has_wide_trunk:
-            widest = len(self.net.ladder) - 1
-            labelled = F.cross_entropy(self.net.body(leaf, widest), labels, label_smoothing=recipe.label_smoothing)
-            labelled.backward()  # type: ignore[no-untyped-call]
-        for width in widths:
-            distillation(self.net.body(leaf, width), target_BK).backward()  # type: ignore[no-untyped-call]
-        features.backward(leaf.grad)  # type: ignore[no-untyped-call]
+            labelled, wide_BK = self._labelled(lambda: self.net.body(leaf, widest), labels)
+        if recipe.targets == "in_place_distillation":
+            targets = [wide_BK.softmax(dim=1)] * len(widths)
+        for index, width in enumerate(widths):
+            if recipe.targets == "labels":
+                self._labelled(lambda width=width: self.net.body(leaf, width), labels)  # type: ignore[misc]
+            else:
+                with self._autocast():
+                    logits_BK = self.net.body(leaf, width)
+                _backward(distillation(_precise(logits_BK), targets[index]))
+        roots, gradients = [features], [leaf.grad]
+        with self._autocast():
+            class_logits_BK = self.net.gate_class_logits(gate_input)
+        if class_logits_BK is not None:
+            roots.append(recipe.gate_class_weight * self._task_loss(class_logits_BK, labels))
+            gradients.append(None)
+        torch.autograd.backward(roots, gradients)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update_parameters(self.net)
         return labelled.item()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
+
+    def _task_loss(self, logits_BK: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(_precise(logits_BK), labels, label_smoothing=self.recipe.label_smoothing)
+
+    def _labelled(self, forward: Callable[[], Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward, task loss, backward; (loss, logits in float32), both without a graph."""
+        with self._autocast():
+            logits_BK = forward()
+        loss = self._task_loss(logits_BK, labels)
+        _backward(loss)
+        return loss.detach(), _precise(logits_BK.detach())
+
+    @torch.no_grad()
+    def _teacher_targets(self, x: Tensor, widths: list[int]) -> list[Tensor]:
+        """Target probabilities [B, K] of every distilled width from the EMA; empty where it teaches none."""
+        if self.recipe.targets not in ("bootstrapping", "ensemble_bootstrapping"):
+            return []
+        self.ema.eval()
+        with self._autocast():
+            largest_BK = _precise(self.teacher.largest(x)).softmax(dim=1)
+            if self.recipe.targets == "bootstrapping":
+                return [largest_BK] * len(widths)
+            features = self.teacher.trunk(x).features
+            votes = [_precise(self.teacher.body(features, width)).softmax(dim=1) for width in widths[:-1]]
+        return [largest_BK] * len(votes) + [torch.stack([largest_BK, *votes]).mean(dim=0)]
 
     def run_epoch(self, batches: Batches, advance: Callable[[float], None]) -> float:
         """One epoch; returns its mean labelled loss."""
@@ -127,7 +190,7 @@ class SupernetTrainer:
         Raises ValueError when the file is the state of another run.
         """
         if state_file.exists():
-            state = torch.load(state_file, weights_only=True)
+            state = torch.load(state_file, weights_only=True, map_location=self.device)
             require_same_run(self.identity, state.get("identity"), state_file)
             self.load_state(state)
         total = self.recipe.epochs * len(batches)
@@ -138,16 +201,30 @@ class SupernetTrainer:
                 bar.set_postfix(epoch=self.epochs_done, loss=f"{loss:.3f}", refresh=False)
 
             while self.epochs_done < self.recipe.epochs:
+                began_s = time.monotonic()
                 loss = self.run_epoch(batches, advance)
+                epoch_s = time.monotonic() - began_s
+                self.train_s += epoch_s
                 partial = state_file.with_suffix(".partial")
                 torch.save(self.state(), partial)
                 partial.replace(state_file)
-                log({"epoch": self.epochs_done, "loss": loss})
+                rate = self.optimizer.param_groups[0]["lr"]
+                images_per_s = len(batches) * batches.batch_size / epoch_s
+                log(
+                    {
+                        "epoch": self.epochs_done,
+                        "loss": loss,
+                        "lr": rate,
+                        "epoch_s": epoch_s,
+                        "images_per_s": images_per_s,
+                    }
+                )
 
     def state(self) -> dict[str, Any]:
         return {
             "identity": self.identity,
             "epochs_done": self.epochs_done,
+            "train_s": self.train_s,
             "net": self.net.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -157,4 +234,4 @@ class SupernetTrainer:
         self.net.load_state_dict(state["net"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epochs_done = state["epochs_done"]
+        self.epochs_done, self.train_s = state["epochs_done"], state["train_s"]

@@ -93,11 +93,13 @@ class InputInfo(BaseModel):
 
 
 class OperatingPointInfo(BaseModel):
-    """One trade of the gate between accuracy and cost, on the hold-out."""
+    """One trade of the gate between accuracy and cost, as measured on the hold-out."""
 
-    lambda_: float = Field(alias="lambda")
-    madds: float
-    accuracy: float | None
+    lambda_: float = Field(
+        alias="lambda", description="probability of being right that the widest slice's whole cost must be worth"
+    )
+    madds: float = Field(description="mean served multiply-adds per image")
+    accuracy: float = Field(description="top-1 with every image at the gate's wish")
 
 
 class GateInfo(BaseModel):
@@ -105,6 +107,7 @@ class GateInfo(BaseModel):
 
     choices: list[int]
     operating_points: list[OperatingPointInfo]
+    operating_point: int | None = Field(description="index of the one in use; null where the greatest logit wins")
 
 
 class SliceInfo(BaseModel):
@@ -210,6 +213,7 @@ def model_info(model: HostedModel) -> dict[str, Any]:
                 {"lambda": point.lambda_, "madds": point.madds, "accuracy": point.accuracy}
                 for point in manifest.gate.operating_points
             ],
+            "operating_point": model.operating_point,
         },
         "slices": [
             {

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.ds_mbnet import DsMbnetConfig
+from models.stages import parse_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -31,7 +32,7 @@ def golden() -> Golden:
     reference = json.loads((folder / "reference.json").read_text())
     with np.load(folder / "reference.npz") as arrays:
         return Golden(
-            DsMbnetConfig.from_dict(json.loads((folder / "config.json").read_text())),
+            parse_config(DsMbnetConfig, json.loads((folder / "config.json").read_text()), "ds_mbnet"),
             load_file(folder / "state_dict.safetensors"),
             dict(arrays),
             reference["madds_published_convention"],

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import CLASSES, TINY_INPUT, tiny_net
+from support import CLASSES, TINY_INPUT, calibrated_gate, tiny_net
 
 from models.checkpoint import (
     CheckpointError,
+    GateRecord,
     Manifest,
     Measured,
     OperatingPoint,
@@ -23,6 +24,7 @@ from models.checkpoint import (
     save,
     versions,
 )
+from models.decision import GateCalibration, GateDecision
 
 
 @pytest.fixture
@@ -55,16 +57,27 @@ def seal(folder: Path) -> None:
 
 def test_round_trip(tmp_path):
     net = tiny_net()
+    calibration = GateCalibration(tuple((0.1 * k, -1e-9, 3.0) for k in range(4)), (0.5, 1 / 3, -2.0, 7.0))
+    gate = GateRecord(
+        choices=(0, 1, 3),
+        hold_out_shares=(0.5, 0.25, 0.25),
+        accuracy=(Measured(0.7, "test", 100),),
+        mean_madds=(Measured(12345.5, "test", 100),),
+        calibration=calibration,
+        calibration_error=((Measured(0.01, "hold-out", 50),),) * 4,
+        operating_points=(
+            OperatingPoint(0.0, 5000.0, 0.7, (0.5, 0.25, 0.25)),
+            OperatingPoint(0.2, 4000.5, 0.6, (1.0, 0.0, 0.0)),
+        ),
+        default_point=0,
+    )
     manifest = save(
         tmp_path / "m" / "3",
         net.train().to(memory_format=torch.channels_last),
         classes=CLASSES,
         input_spec=TINY_INPUT,
         accuracy=[[Measured(0.5 + k / 10, "test", 100), Measured(0.6, "hold-out", 50)] for k in range(4)],
-        gate_accuracy=[Measured(0.7, "test", 100)],
-        gate_mean_madds=[Measured(12345.5, "test", 100)],
-        hold_out_shares=(0.5, 0.25, 0.25),
-        operating_points=[OperatingPoint(0.1, 5000, None), OperatingPoint(0.2, 4000.5, 0.6)],
+        gate=gate,
         dataset={"name": "toy", "train_images": 10},
         recipe={"name": "none", "lr": 0.1},
     )
@@ -72,12 +85,81 @@ def test_round_trip(tmp_path):
     assert loaded.manifest == manifest
     assert (manifest.name, manifest.version) == ("m", 3)
     assert [record.test_accuracy for record in manifest.slices] == [0.5, 0.6, 0.7, 0.8]
-    assert manifest.gate.operating_points[1] == OperatingPoint(0.2, 4000.5, 0.6)
+    assert manifest.gate == gate
     assert manifest.input == TINY_INPUT
     assert not any(module.training for module in loaded.net.modules())
     expected, given = net.state_dict(), loaded.net.state_dict()
     assert list(given) == list(expected)
     assert all(torch.equal(given[name], expected[name]) for name in expected)
+
+
+@pytest.fixture
+def pointed(tmp_path) -> Path:
+    """A sound checkpoint with a calibration and three operating points, to be damaged."""
+    folder, net = tmp_path / "zoo" / "pointed" / "1", tiny_net()
+    save(folder, net, classes=CLASSES, input_spec=TINY_INPUT, gate=calibrated_gate(net))
+    return folder
+
+
+def test_the_decision_is_at_the_default_point_unless_another_is_asked_for(pointed):
+    manifest = load(pointed).manifest
+    madds = tuple(record.madds_served for record in manifest.slices)
+    points = manifest.gate.operating_points
+    for asked, used in ((None, 1), (0, 0), (1, 1), (2, 2)):
+        expected = GateDecision((0, 1, 3), madds, manifest.gate.calibration, points[used].lambda_)
+        assert manifest.decision(asked) == expected
+
+
+@pytest.mark.parametrize("asked", [-1, 3])
+def test_an_operating_point_that_is_not_there(pointed, asked):
+    with pytest.raises(ValueError, match=rf"operating point {asked} of pointed/1; allowed: 0\.\.2"):
+        load(pointed).manifest.decision(asked)
+
+
+def test_without_points_the_greatest_logit_wins_and_no_point_can_be_asked_for(folder):
+    manifest = load(folder).manifest
+    assert manifest.decision() == GateDecision((0, 1, 3), tuple(record.madds_served for record in manifest.slices))
+    with pytest.raises(ValueError, match="operating point 0 of tiny/1; allowed: none, the model has no"):
+        manifest.decision(0)
+
+
+def test_points_without_a_default_are_used_only_when_asked_for(pointed):
+    edit_manifest(pointed, lambda data: data["gate"].update(default_point=None))
+    manifest = load(pointed).manifest
+    assert manifest.decision().calibration is None
+    assert manifest.decision(2).lambda_ == manifest.gate.operating_points[2].lambda_
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g: g["calibration"]["weight"].pop(), "calibration has 3 rows of lengths .3. and 4 biases"),
+        (lambda g: g["calibration"]["weight"][1].pop(), r"calibration has 4 rows of lengths \[2, 3\] and 4 biases"),
+        (
+            lambda g: (g["calibration"]["weight"].pop(), g["calibration"]["bias"].pop()),
+            r"calibration's slices x choices is \(3, 3\), the network has \(4, 3\)",
+        ),
+        (
+            lambda g: [row.append(0.0) for row in g["calibration"]["weight"]],
+            r"calibration's slices x choices is \(4, 4\), the network has \(4, 3\)",
+        ),
+        (lambda g: g["calibration"].update(scale=1.0), "gate.calibration.scale: Unexpected keyword argument"),
+        (lambda g: g["calibration"]["bias"].__setitem__(0, "x"), "gate.calibration.bias.0: Input should be a valid"),
+        (lambda g: g.update(calibration=None), "3 operating points without a calibration"),
+        (lambda g: g.update(default_point=3), r"default operating point is 3; allowed: 0\.\.2"),
+        (lambda g: g.update(default_point=-1), r"default operating point is -1; allowed: 0\.\.2"),
+        (lambda g: g.update(operating_points=[], default_point=0), "is 0; allowed: null, there are no operating points"),
+        (lambda g: g["operating_points"].reverse(), "operating points must go from costly to cheap"),
+        (lambda g: g["operating_points"][1]["shares"].pop(), "operating point 1 has 2 shares, the gate has 3 choices"),
+        (lambda g: g.update(default_point=0.5), "gate.default_point: Input should be a valid integer"),
+        (lambda g: g["operating_points"][0].update({"lambda": -0.1}), "operating_points.0.lambda: Input should be"),
+        (lambda g: g["operating_points"][0].pop("shares"), "operating_points.0.shares: Field required"),
+    ],
+)
+def test_a_calibration_or_points_that_contradict_the_network_or_each_other(pointed, change, message):
+    edit_manifest(pointed, lambda data: change(data["gate"]))
+    with pytest.raises(CheckpointError, match=message):
+        load(pointed)
 
 
 def test_costs_in_the_manifest_are_the_networks(folder):

@@ -9,7 +9,8 @@ import torch
 from support import CLASSES, TINY_INPUT, tiny_net
 
 from models import cli
-from models.checkpoint import Measured, OperatingPoint, load, read_manifest, save
+from models.checkpoint import GateRecord, Measured, OperatingPoint, load, read_manifest, save
+from models.decision import GateCalibration
 
 
 @pytest.fixture
@@ -22,12 +23,18 @@ def config_file(tmp_path, golden) -> str:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo") / "shop" / "7"
+    gate = GateRecord(
+        (0, 1, 3), hold_out_shares=(0.625, 0.25, 0.125), accuracy=(Measured(0.9456, "hold-out", 5000),),
+        mean_madds=(Measured(98765.0, "test", 10000),),
+        calibration=GateCalibration(((1.0, 0.0, 0.0),) * 4, (0.0,) * 4),
+        operating_points=(
+            OperatingPoint(0.3, 77777.0, 0.9001, (0.5, 0.25, 0.25)), OperatingPoint(1.2, 5555.0, 0.8, (1.0, 0.0, 0.0)),
+        ), default_point=1,
+    )  # fmt: skip
     save(
         folder, tiny_net(), classes=CLASSES, input_spec=TINY_INPUT,
         accuracy=[[Measured(0.9123, "test", 10000), Measured(0.5, "hold-out", 5000)]] * 4,
-        gate_accuracy=[Measured(0.9456, "hold-out", 5000)], gate_mean_madds=[Measured(98765.0, "test", 10000)],
-        hold_out_shares=(0.625, 0.25, 0.125), operating_points=[OperatingPoint(0.3, 77777.0, 0.9001)],
-        dataset={"name": "CIFAR-10"}, recipe={"name": "quick"},
+        gate=gate, dataset={"name": "CIFAR-10"}, recipe={"name": "quick"},
     )  # fmt: skip
     return folder
 
@@ -43,7 +50,8 @@ def test_inspect_shows_everything_that_was_measured(measured, capsys):
     for text in (
         "shop/7: ds_mbnet, 10 classes", "91.23% (test, 10,000)", "50.00% (hold-out, 5,000)", "gate choices: 0, 1, 3",
         "hold-out shares: 62.5%, 25.0%, 12.5%", "gate top-1: 94.56% (hold-out, 5,000)", "98,765 (test, 10,000)",
-        "lambda 0.3, 77,777 MAdds, top-1 90.01%", '"CIFAR-10"', '"quick"', manifest.digest,
+        "operating point 0: lambda 0.3, 77,777 MAdds, top-1 90.01%, shares 50.0%, 25.0%, 25.0%",
+        "operating point 1 (default): lambda 1.2, 5,555 MAdds, top-1 80.00%", '"CIFAR-10"', '"quick"', manifest.digest,
     ):  # fmt: skip
         assert text in shown
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import random_image
+from support import CLASSES, TINY_INPUT, calibrated_gate, random_image, tiny_net
 
 from models import predictor
-from models.checkpoint import CheckpointError
+from models.checkpoint import CheckpointError, save
 from models.predictor import Predictor, parse_budget
 from models.transform import ImageError, load_image
 
@@ -59,6 +59,36 @@ def test_the_gate_chooses_and_its_slice_answers(tiny):
         np.testing.assert_allclose(probabilities, expected[order].numpy(), rtol=1e-4)
         chosen.add(wish)
     assert len(chosen) >= 2
+
+
+@pytest.fixture(scope="module")
+def pointed(tmp_path_factory):
+    """A checkpoint with three operating points: all widest, mixed (the default), all narrowest."""
+    folder, net = tmp_path_factory.mktemp("zoo") / "pointed" / "1", tiny_net()
+    save(folder, net, classes=CLASSES, input_spec=TINY_INPUT, gate=calibrated_gate(net))
+    return folder
+
+
+@torch.no_grad()
+def test_the_operating_point_decides_how_wide_the_gate_wishes(pointed):
+    found = {}
+    for point in (None, 0, 1, 2):
+        at_point = predictor.load(pointed, point)
+        x = torch.from_numpy(np.stack([load_image(image, at_point.manifest.input) for image in IMAGES]))
+        gate_logits_NG = at_point.net.gate_logits(at_point.net.trunk(x).gate_input).numpy()
+        found[point] = [at_point.predict(image).gate_width for image in IMAGES]
+        assert found[point] == at_point.manifest.decision(point).widths(gate_logits_NG).tolist()
+    assert set(found[0]) == {3}
+    assert set(found[2]) == {0}
+    assert found[None] == found[1]
+    assert {0, 3} <= set(found[1])
+
+
+def test_an_operating_point_that_the_checkpoint_lacks(pointed, repository):
+    with pytest.raises(ValueError, match=r"operating point 3 of pointed/1; allowed: 0\.\.2"):
+        predictor.load(pointed, 3)
+    with pytest.raises(ValueError, match="operating point 0 of tiny/2; allowed: none"):
+        predictor.load(repository / "tiny", operating_point=0)
 
 
 def test_a_budget_lowers_the_width_to_the_widest_that_fits(tiny, wide_image):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from service.batcher import Batcher, Order
+from service.batcher import Batcher, Order, Rules
 from service.engine.base import TrunkResult
 from service.errors import BackendError, DeadlineExceededError, DrainingError
 from service.request import Reason, Route, SliceFacts, Window
@@ -51,19 +51,20 @@ class FakeEngine:
         return np.stack(features) * 2
 
 
-def decide(entry, choice, now_s):
+def route(entry, gate_width, now_s):
     if entry.window.forced is not None:
-        return Route(entry.window.forced, Reason.FORCED, None)
-    return Route(choice, Reason.GATE, choice)
+        return Route(entry.window.forced, Reason.FORCED, gate_width)
+    return Route(gate_width, Reason.GATE, gate_width)
 
 
 class Harness:
-    def __init__(self, engine, limit=4, capacity=100):
+    def __init__(self, engine, limit=4, capacity=100, wish=lambda logits_NG: logits_NG.argmax(1)):
         self.telemetry = Telemetry()
         model = ModelTelemetry(self.telemetry, ModelLabels("m", "1"), SLICES)
         model._trunk_madds = TRUNK_MADDS  # what describe() takes from the manifest
         self.engine = engine
-        self.batcher = Batcher(engine, Scheduler({None: limit, 0: limit, 1: limit}), decide, model, capacity)
+        scheduler = Scheduler({None: limit, 0: limit, 1: limit})
+        self.batcher = Batcher(engine, scheduler, Rules(wish, route), model, capacity)
 
     def submit(self, value, *, forced=None, deadline_s=math.inf):
         now_s = time.monotonic()
@@ -132,7 +133,38 @@ async def test_a_forced_width_skips_the_gate_beside_images_that_do_not():
     h.engine.hold.set()
     forced, free, _ = await asyncio.gather(forced, free, blocker)
     assert (forced.route.width, forced.gate_logits_G) == (1, None)
+    assert (forced.route.gate_width, free.route.gate_width) == (None, 0)
     assert (free.route.width, list(free.gate_logits_G)) == (0, [1, 0])
+
+
+async def test_the_rule_turns_the_logits_of_a_batch_into_wishes_at_once():
+    seen = []
+
+    def least_logit(logits_NG):
+        seen.append(logits_NG.tolist())
+        return logits_NG.argmin(1)
+
+    h = Harness(FakeEngine(), limit=8, wish=least_logit)
+    h.engine.hold.clear()
+    blocker = h.submit(0)
+    await settle()
+    images = [h.submit(1), h.submit(2, forced=0), h.submit(3), h.submit(4)]
+    h.engine.hold.set()
+    outcomes = await asyncio.gather(blocker, *images)
+    assert [o.route.gate_width for o in outcomes] == [1, 0, None, 0, 1]
+    assert seen == [[[1, 0]], [[0, 1], [0, 1], [1, 0]]]
+
+
+async def test_a_rule_that_fails_fails_its_batch_alone():
+    def only_even(logits_NG):
+        assert logits_NG[0, 0] == 1
+        return logits_NG.argmax(1)
+
+    h = Harness(FakeEngine(), limit=1, wish=only_even)
+    bad, good = h.submit(1), h.submit(2)
+    with pytest.raises(BackendError):
+        await bad
+    assert (await good).logits_K[0] == 4
 
 
 @pytest.mark.parametrize("poison", [4, -4], ids=["trunk", "body"])

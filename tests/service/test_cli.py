@@ -12,7 +12,9 @@ import time
 
 import httpx
 import pytest
-from support import random_image
+from support import CLASSES, TINY_INPUT, calibrated_gate, random_image, tiny_net
+
+from models.checkpoint import save
 
 
 def slicewise(*arguments, log=subprocess.PIPE, **environment):
@@ -143,6 +145,33 @@ def test_check_says_ok_or_why_not(repository, tmp_path):
     assert code == 1
     assert "bad  tiny/1" in out
     assert run("check", "--repository", str(tmp_path))[0] == 1
+
+
+@pytest.fixture(scope="module")
+def pointed(tmp_path_factory):
+    """A repository whose model got its three operating points in version 2."""
+    root, net = tmp_path_factory.mktemp("pointed"), tiny_net()
+    for version, gate in ((1, None), (2, calibrated_gate(net))):
+        save(root / "pointed" / str(version), net, classes=CLASSES, input_spec=TINY_INPUT, gate=gate)
+    return str(root)
+
+
+def test_serve_refuses_an_operating_point_that_the_model_lacks(pointed):
+    code, out, err = run(
+        "serve", "--repository", pointed, "--model", "pointed", "--operating-point", "3", SLICEWISE_LOG_LEVEL="error"
+    )
+    assert (code, out) == (2, "")
+    assert err == "slicewise: error: setting operating_point: operating point 3 of pointed/2; allowed: 0..2\n"
+
+
+def test_check_wants_the_operating_point_of_what_would_be_served(pointed):
+    code, out, _ = run("check", "--repository", pointed, "--model", "pointed", "--operating-point", "2")
+    assert (code, out.count("ok ")) == (0, 2)
+    assert run("check", "--repository", pointed, SLICEWISE_OPERATING_POINT="7")[0] == 0  # serves none of its models
+    code, out, _ = run("check", "--repository", pointed, "--model", "pointed", "--operating-point", "7")
+    assert code == 1
+    assert "ok   pointed/1: " in out
+    assert "bad  pointed/2: setting operating_point: operating point 7 of pointed/2; allowed: 0..2\n" in out
 
 
 def test_help_lists_the_commands_and_every_setting():

@@ -15,6 +15,15 @@ def test_a_flag_wins_over_a_variable_which_wins_over_the_default(monkeypatch):
     assert settings("--port", "9001").port == 9001
 
 
+def test_the_operating_point_is_an_index_or_absent(monkeypatch):
+    assert settings().operating_point is None
+    assert settings("--operating-point", "2").operating_point == 2
+    monkeypatch.setenv("SLICEWISE_OPERATING_POINT", "0")
+    assert settings().operating_point == 0
+    with pytest.raises(ValidationError, match="operating_point"):
+        settings("--operating-point", "cheap")
+
+
 @pytest.mark.parametrize("value", ["a,b", "a, b", " a ,b,"])
 def test_lists_are_separated_by_commas_or_repeated(monkeypatch, value):
     monkeypatch.setenv("SLICEWISE_MODEL", value)

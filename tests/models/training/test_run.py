@@ -3,14 +3,16 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from support import TINY, TINY_INPUT, encode
 
 from models import cli
 from models.checkpoint import CheckpointError, load
 from models.training import commands
 from models.training.recipes import RECIPES, GateRecipe, Recipe, SupernetRecipe
-from models.training.run import train
+from models.training.run import DataPaths, train
 
+RELEASED = GateRecipe("released", epochs=20, batch_size=16)
 TOY = Recipe(
     "toy",
     "colours",
@@ -18,8 +20,8 @@ TOY = Recipe(
     lambda: asdict(replace(TINY, classes=4)),
     TINY_INPUT,
     SupernetRecipe(cycles=(4, 4), batch_size=16, lr=0.05, ema_decay=0.9, crop_padding=1, calibration_batches=4),
-    # Tolerates any drop: on so few images only the way matters, not the figure.
-    GateRecipe(views=1, epochs=20, batch_size=16, hard_weights=(1.0, 3.0), tolerated_drop=1.0),
+    (RELEASED, GateRecipe("correctness", epochs=5, batch_size=16)),
+    gate_views=1,
     hold_out=40,
 )
 
@@ -44,7 +46,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(folders, tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
-    manifest = train(TOY, folders / "train", folders / "test", root / "run", root / "zoo" / "toy" / "1")
+    manifest = train(TOY, DataPaths(folders / "train", folders / "test"), root / "run", root / "zoo" / "toy" / "1")
     return root, manifest
 
 
@@ -62,10 +64,10 @@ def test_a_run_ends_in_a_checkpoint_whose_numbers_name_their_split_and_count(tra
 
 def test_a_finished_run_is_not_trained_again_and_never_overwrites(trained, folders):
     root, manifest = trained
-    again = train(TOY, folders / "train", folders / "test", root / "run", root / "zoo" / "toy" / "2")
+    again = train(TOY, DataPaths(folders / "train", folders / "test"), root / "run", root / "zoo" / "toy" / "2")
     assert again.digest == manifest.digest
     with pytest.raises(CheckpointError, match="already there"):
-        train(TOY, folders / "train", None, root / "other", root / "zoo" / "toy" / "1")
+        train(TOY, DataPaths(folders / "train"), root / "other", root / "zoo" / "toy" / "1")
     assert not (root / "other").exists()
 
 
@@ -82,7 +84,7 @@ def test_a_finished_run_is_not_trained_again_and_never_overwrites(trained, folde
 def test_a_run_is_resumed_by_itself_only(trained, folders, tmp_path, change, parts):
     out = tmp_path / "zoo" / "toy" / "1"
     with pytest.raises(ValueError, match="is of another run") as caught:
-        train(replace(TOY, **change), folders / "train", None, trained[0] / "run", out)
+        train(replace(TOY, **change), DataPaths(folders / "train"), trained[0] / "run", out)
     differing = str(caught.value).split("another run: ")[1].split("; ")
     assert {fault.split(" is ")[0] for fault in differing} == parts
     assert not out.exists()
@@ -90,13 +92,13 @@ def test_a_run_is_resumed_by_itself_only(trained, folders, tmp_path, change, par
 
 def test_other_images_are_another_run(trained, folders, tmp_path):
     with pytest.raises(ValueError, match=r'training images is "sha256:[0-9a-f]{64}", stored is "sha256:[0-9a-f]{64}"$'):
-        train(TOY, folders / "test", None, trained[0] / "run", tmp_path / "zoo" / "toy" / "1")
+        train(TOY, DataPaths(folders / "test"), trained[0] / "run", tmp_path / "zoo" / "toy" / "1")
 
 
 def test_the_gate_may_be_fitted_anew_with_another_recipe(trained, folders, tmp_path):
-    recipe = replace(TOY, gate=replace(TOY.gate, hard_weights=(2.0,)))
-    manifest = train(recipe, folders / "train", None, trained[0] / "run", tmp_path / "zoo" / "toy" / "1")
-    assert manifest.recipe["gate"]["hard_weights"] == [2.0]
+    recipe = replace(TOY, gates=(replace(RELEASED, hard_weight=2.0),))
+    manifest = train(recipe, DataPaths(folders / "train"), trained[0] / "run", tmp_path / "zoo" / "toy" / "1")
+    assert [gate["hard_weight"] for gate in manifest.recipe["gates"]] == [2.0]
 
 
 def test_the_commands_train_and_evaluate(trained, folders, tmp_path, monkeypatch, capsys):
@@ -124,3 +126,37 @@ def test_the_commands_train_and_evaluate(trained, folders, tmp_path, monkeypatch
     assert f"width 3: top-1 {right:.4f}" in printed
     assert all(min(image["margins"]) >= 0 and image["gate_margin"] >= 0 for image in report["images"])
     assert commands.RECIPES is RECIPES
+
+
+def test_fine_tuning_begins_with_a_checkpoint_and_may_have_other_classes(
+    trained, folders, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(RECIPES, "toy", lambda: TOY)
+    own = tmp_path / "own"
+    for k in (0, 1, 2):
+        (own / f"mine{k}").mkdir(parents=True)
+        for file in (folders / "train" / f"class{k}").iterdir():
+            (own / f"mine{k}" / file.name).write_bytes(file.read_bytes())
+    flags = ["--recipe", "toy", "--data", str(own), "--hold-out", "30", "--dataset-name", "mine", "--epochs", "1"]
+    out = tmp_path / "zoo" / "mine" / "1"
+    begin = ["--init-from", str(trained[0] / "zoo" / "toy"), "--lr", "0.0"]
+    assert cli.main(["train", *flags, *begin, "--run-dir", str(tmp_path / "run"), "--out", str(out)]) == 0
+    assert "fresh: classifier.weight, classifier.bias" in capsys.readouterr().out
+    tuned, source = load(out), load(trained[0] / "zoo" / "toy" / "1")
+    assert tuned.manifest.classes == ("mine0", "mine1", "mine2")
+    assert tuned.manifest.dataset["name"] == "mine"
+    assert tuned.manifest.recipe["init_from"] == source.manifest.digest
+    # With a learning rate of 0 only what is refitted may differ: statistics, gate and the fresh classifier.
+    assert torch.equal(tuned.net.stem.conv.weight, source.net.stem.conv.weight)
+    assert tuned.net.classifier.weight.shape[0] == 3
+    fresh_run = ["train", *flags, "--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "zoo" / "mine" / "2")]
+    assert cli.main(fresh_run) == 1
+    assert "origin is null" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = ["--recipe", "ds_mbnet_cifar10", "--data", str(folders / "train"), "--run-dir", str(tmp_path / "run")]
+    assert cli.main(["train", *flags, "--out", str(tmp_path / "zoo" / "x" / "1"), "--device", "cuda"]) == 1
+    assert "no CUDA" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -14,14 +14,14 @@ from models.layers import SlicedBatchNorm2d
 from models.training.calibrate import calibrate
 from models.training.data import Batches, LabelledImages
 from models.training.evaluate import evaluate
-from models.training.gate_stage import GateData, fit_gate, train_head
+from models.training.gate_stage import GateData, fit_gate, fresh_head, train_head
 from models.training.losses import (
     distillation,
     madds_penalty,
     sandwich_gate_sparsification,
     straight_through_gumbel,
 )
-from models.training.recipes import GateRecipe, SupernetRecipe
+from models.training.recipes import GateRecipe, Recipe, SupernetRecipe
 from models.training.supernet_stage import SupernetTrainer, learning_rate
 
 RECIPE = SupernetRecipe(cycles=(12,), batch_size=32, lr=0.05, warmup_epochs=0.5, ema_decay=0.9, crop_padding=1)
@@ -141,6 +141,52 @@ def test_the_learning_rate_warms_up_falls_to_zero_and_restarts():
     assert all(a >= b for a, b in pairwise(rates[9:40]))
 
 
+@pytest.mark.parametrize("targets", ["ensemble_bootstrapping", "in_place_distillation", "labels"])
+def test_narrow_widths_learn_from_every_kind_of_target(tmp_path, targets):
+    images = toy_images()
+    net = toy_net()
+    recipe = replace(RECIPE, targets=targets)
+    SupernetTrainer(net, recipe, 0, {}).fit(batches_of(images), tmp_path / "state.pt", lambda row: None)
+    calibrate(net, batches_of(images).epoch(99))
+    evaluation = evaluate(net, toy_images(seed=1), TINY_INPUT)
+    assert min(evaluation.width_accuracy(width) for width in range(len(net.ladder))) > 0.9
+
+
+def first_gradient(targets, ema_scale=1.0, bf16=False):
+    """Gradient of the classifier after one step's backward passes, the EMA's classifier scaled."""
+    net = toy_net()
+    recipe = replace(RECIPE, targets=targets, bf16=bf16)
+    trainer = SupernetTrainer(net, recipe, 0, {})
+    with torch.no_grad():
+        trainer.teacher.classifier.weight.mul_(ema_scale)
+    seen = []
+    trainer.optimizer.register_step_pre_hook(lambda *_: seen.append(net.classifier.weight.grad.clone()))
+    x, labels = next(iter(batches_of(toy_images()).epoch(0)))
+    net.train()
+    trainer.step(x, labels, [1, 2, 0])
+    return seen[0]
+
+
+def test_only_bootstrapping_listens_to_the_ema():
+    for targets in ("bootstrapping", "ensemble_bootstrapping"):
+        assert not torch.allclose(first_gradient(targets), first_gradient(targets, 5.0))
+    for targets in ("in_place_distillation", "labels"):
+        assert torch.equal(first_gradient(targets), first_gradient(targets, 5.0))
+
+
+def test_the_kinds_of_target_differ():
+    kinds = ("bootstrapping", "ensemble_bootstrapping", "in_place_distillation", "labels")
+    gradients = [first_gradient(targets, 5.0) for targets in kinds]
+    for a, first in enumerate(gradients):
+        assert not any(torch.allclose(first, other) for other in gradients[a + 1 :])
+
+
+def test_bf16_gives_nearly_the_same_gradient():
+    full, half = first_gradient("bootstrapping"), first_gradient("bootstrapping", bf16=True)
+    assert not torch.equal(full, half)
+    assert F.cosine_similarity(full.flatten(), half.flatten(), dim=0) > 0.99
+
+
 def test_calibration_measures_the_statistics_of_every_width():
     net = tiny_net()
     norms = [m for m in net.modules() if isinstance(m, SlicedBatchNorm2d)]
@@ -186,20 +232,48 @@ def test_the_madds_penalty_is_the_square_of_the_mean_share():
     assert madds_penalty(choice, torch.tensor([0.2, 1.0])).item() == pytest.approx(0.36)
 
 
-def test_a_gate_learns_which_images_need_more():
+def test_the_madds_penalty_may_aim_at_a_target():
+    choice = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert madds_penalty(choice, torch.tensor([0.2, 1.0]), 0.6).item() == pytest.approx(0.0)
+
+
+def gate_data(count=2000, hard_share=0.4):
+    """The last choice is always right, the first on easy images; the input says which are easy, with noise."""
     generator = torch.Generator().manual_seed(0)
-    hard = torch.rand(2000, generator=generator) < 0.4
-    inputs = torch.stack([1 - hard.float(), hard.float()], 1) + 0.1 * torch.rand(2000, 2, generator=generator)
-    labels = torch.zeros(2000, dtype=torch.int64)
+    hard = torch.rand(count, generator=generator) < hard_share
+    inputs = torch.stack([1 - hard.float(), hard.float()], 1) + 0.1 * torch.rand(count, 2, generator=generator)
     right, wrong = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 4.0])
     narrow = torch.where(hard[:, None], wrong, right)
-    data = GateData(inputs, torch.stack([narrow, right.expand(2000, 2)], 1), labels)
-    head = train_head(data, torch.tensor([0.2, 1.0]), GateRecipe(epochs=10, batch_size=100), 1.0, seed=0)
-    decisions = head(inputs).argmax(1).bool()
-    assert (decisions == hard).float().mean() > 0.98
+    return GateData(inputs, torch.stack([narrow, right.expand(count, 2)], 1), torch.zeros(count).long()), hard
 
 
-def test_a_gate_that_never_chooses_is_refused():
+@pytest.mark.parametrize("sgs_weight", [1.0, 0.0], ids=["with SGS", "task and cost alone"])
+def test_a_released_gate_learns_which_images_need_more(sgs_weight):
+    data, hard = gate_data()
+    recipe = GateRecipe("released", epochs=10, batch_size=100, sgs_weight=sgs_weight)
+    head = train_head(nn.Linear(2, 2, bias=False), data, torch.tensor([0.2, 1.0]), recipe, seed=0)
+    assert (head(data.inputs_NR).argmax(1).bool() == hard).float().mean() > 0.98
+
+
+def test_a_correctness_gate_learns_how_likely_each_choice_is_right():
+    data, hard = gate_data()
+    head = train_head(nn.Linear(2, 2), data, torch.tensor([0.2, 1.0]), GateRecipe(epochs=40, batch_size=100), seed=0)
+    p = head(data.inputs_NR).sigmoid()
+    assert p[hard, 0].mean() < 0.1
+    assert p[~hard, 0].mean() > 0.9
+    assert p[:, 1].mean() > 0.95
+
+
+def test_a_fresh_head_forgets_and_is_decided_by_the_seed():
+    old = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    new, again, other = (fresh_head(old, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(new.parameters(), again.parameters(), strict=True))
+    for layer in (0, 2):
+        assert not torch.equal(new[layer].weight, old[layer].weight)
+        assert not torch.equal(new[layer].weight, other[layer].weight)
+
+
+def test_a_gate_that_has_nothing_to_choose_is_kept_and_said(capsys):
     """Images that all widths get right give no reason to widen."""
     images = toy_images(80, noise=1)
     net = toy_net().eval()
@@ -207,7 +281,9 @@ def test_a_gate_that_never_chooses_is_refused():
         net.classifier.weight.zero_()
         net.classifier.bias.copy_(torch.tensor([1.0, 0, 0, 0]))
     only_a = images.take(np.flatnonzero(images.labels == 0))
-    recipe = GateRecipe(views=1, epochs=20, batch_size=10, hard_weights=(1.0,))
-    with pytest.raises(RuntimeError, match="one width"):
-        fit_gate(net, Batches(only_a, TINY_INPUT, 10, 0, 1), only_a, TINY_INPUT, recipe, 0)
-    assert isinstance(net.slimming_head(), nn.Linear)
+    gates = (GateRecipe(epochs=5, batch_size=10),)
+    recipe = Recipe("toy", "colours", "ds_mbnet", dict, TINY_INPUT, RECIPE, gates, gate_views=1)
+    fit = fit_gate(net, Batches(only_a, TINY_INPUT, 10, 0, 1), only_a, TINY_INPUT, recipe)
+    assert "nearly all images to one width" in capsys.readouterr().out
+    assert fit.evaluation.gate_shares == (1.0, 0.0, 0.0)
+    assert fit.evaluation.gate_accuracy == 1.0

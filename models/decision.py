@@ -1,0 +1,87 @@
+"""From the gate's logits to a width, and to how likely each width is to be right. Pure numpy.
+
+Source: argmax of the slimming logits is DS-Net's rule in evaluation (arXiv 2103.13258, section 3.3).
+Ours: the logits, calibrated on a hold-out, give for every slice the probability that its answer is
+right; the wish is then the choice with the greatest ``probability - lambda * relative cost``.
+
+Shapes: N images, G gate choices, L ladder length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class GateCalibration:
+    """Log-odds that each slice is right: ``weight @ gate_logits + bias``.
+
+    weight  one row per ladder index, one column per gate choice. bias: one entry per ladder index.
+
+    Raises ValueError when they differ in length.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    weight: tuple[tuple[float, ...], ...]
+    bias: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.weight) != len(self.bias) or len({len(row) for row in self.weight}) != 1:
+            raise ValueError(
+                f"calibration has {len(self.weight)} rows of lengths {sorted({len(row) for row in self.weight})} and "
+                f"{len(self.bias)} biases; it needs one row and one bias per slice, all rows of one length"
+            )
+
+    def probabilities(self, gate_logits_NG: F32) -> F32:
+        """P(right) [N, L] of every slice."""
+        # Not a matrix product: BLAS rounds by batch size, and a tie would then depend on an image's batch-mates.
+        products_NLG = gate_logits_NG[:, None, :] * np.asarray(self.weight, np.float32)
+        log_odds_NL = products_NLG.sum(2) + np.asarray(self.bias, np.float32)
+        p_NL: F32 = (0.5 * (1.0 + np.tanh(0.5 * log_odds_NL))).astype(np.float32)  # never overflows
+        return p_NL
+
+
+@dataclass(frozen=True, slots=True)
+class GateDecision:
+    """The gate's rule at one operating point.
+
+    choices      ladder indices, ascending, one per gate logit.
+    madds        served MAdds of every slice, in ladder order.
+    calibration  None: the greatest logit wins, and lambda_ means nothing.
+    lambda_      probability of being right that the widest slice's whole cost must be worth.
+    """
+
+    choices: tuple[int, ...]
+    madds: tuple[int, ...]
+    calibration: GateCalibration | None = None
+    lambda_: float = 0.0
+    _penalty_G: F32 = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        relative_G = np.asarray([self.madds[choice] / self.madds[-1] for choice in self.choices])
+        object.__setattr__(self, "_penalty_G", (self.lambda_ * relative_G).astype(np.float32))
+
+    def utility(self, gate_logits_NG: F32) -> F32:
+        """[N, G]; the greatest is the gate's wish."""
+        if self.calibration is None:
+            return gate_logits_NG
+        utility_NG: F32 = self.calibration.probabilities(gate_logits_NG)[:, self.choices] - self._penalty_G
+        return utility_NG
+
+    def widths(self, gate_logits_NG: F32) -> NDArray[np.int64]:
+        """Ladder index [N] that the gate wishes for each image; ties go to the narrower."""
+        widths_N: NDArray[np.int64] = np.asarray(self.choices)[self.utility(gate_logits_NG).argmax(1)]
+        return widths_N
+
+
+def shares(widths: NDArray[np.int64], choices: Sequence[int]) -> tuple[float, ...]:
+    """Share of the images at each choice."""
+    return tuple(float((widths == choice).mean()) for choice in choices)

@@ -1,0 +1,304 @@
+"""DS-ResNet: basic residual blocks for small images, sliced behind the gate.
+
+The papers name a DS-ResNet (DS-Net, CVPR 2021, arXiv 2103.13258; DS-Net++, arXiv 2109.10060) and
+publish neither its widths nor its code, so this form is ours, with the DS-Net rules as far as they are
+known: leading channels form every narrower sub-network; batch norm keeps statistics per width and one
+affine; everything before the gate has one width.
+
+A stage is a transition (3x3 convolution, batch norm, ReLU, max pool) and basic blocks (He et al. 2016).
+The transition changes width and resolution, at the finer resolution, as fast CIFAR networks do (Page
+2018, "How to train your ResNet"; Jordan 2024, arXiv 2404.00498): on this budget a convolution before the
+pool is worth more than two strided ones after it (docs/adr/0009).
+
+Shortcuts: a basic block keeps width and resolution, so every shortcut is the identity, and a slice of
+the block adds the same leading channels that came in. No shortcut has weights.
+
+Gate (ours): as in DS-Net one squeezed vector feeds two heads, an attention that scales the features
+and a slimming head that picks the width. The squeeze is not a bare mean, which keeps too little to
+tell hard images from easy ones: two strided 3x3 convolutions come before it. A linear classifier over
+the vector learns the labels in the first training stage; the slimming head reads how sure that
+classifier is (``ConfidenceHead``). Its classes are never an answer.
+
+Shapes: B batch, C channels, H height, W width, R squeezed vector, G gate choices, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Self, TypeVar, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.gate import ConfidenceHead
+from models.ladder import Slice, uniform_ladder
+from models.layers import SlicedBatchNorm2d, SlicedConv2d, SlicedLinear
+from models.stages import NOTHING_ELSE, StageConfig, check_gate_choices, parse_config
+from models.supernet import InputShape, StaticSubnet, Supernet, TrunkOutput
+
+BN_EPS = 1e-5
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class DsResnetConfig:
+    """Everything that fixes the shape of a DS-ResNet.
+
+    trunk         stages of one width each, before the gate. layers: basic blocks; stride: of the pool.
+    body          stages that move with the ladder index.
+    gate_features length of the squeezed vector. gate_hidden: hidden layer of the slimming head.
+    gate_choices  ladder indices the slimming head chooses among, ascending.
+    """
+
+    __pydantic_config__ = NOTHING_ELSE
+
+    input_size: int
+    classes: int
+    stem_width: int
+    trunk: tuple[StageConfig, ...]
+    body: tuple[StageConfig, ...]
+    gate_features: int
+    gate_hidden: int
+    gate_choices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.trunk or not self.body:
+            raise ValueError("trunk and body need at least one stage each")
+        wide = [stage.widths for stage in self.trunk if len(stage.widths) != 1]
+        if wide:
+            raise ValueError(f"a trunk stage has one width, given {wide[0]}")
+        check_gate_choices(self.gate_choices, len(self.body[0].widths))
+        sizes = (self.stem_width, self.gate_features, self.gate_hidden, *(stage.widths[0] for stage in self._stages))
+        if min(sizes) < 1:
+            raise ValueError(f"stem_width, gate_features, gate_hidden and stage widths {sizes} must be at least 1")
+        if self.classes < 2:
+            raise ValueError(f"classes is {self.classes}; it must be at least 2")
+        strides = [stage.stride for stage in self._stages]
+        if self.input_size < 1 or self.input_size % math.prod(strides):
+            raise ValueError(f"input_size is {self.input_size}; it must be a multiple of {math.prod(strides)}")
+
+    @property
+    def _stages(self) -> tuple[StageConfig, ...]:
+        return self.trunk + self.body
+
+
+def cifar() -> DsResnetConfig:
+    """For 32x32 images and 10 classes: 6 widths, the gate over all of them."""
+    return DsResnetConfig(
+        input_size=32, classes=10, stem_width=16,
+        trunk=(StageConfig((48,), 1, 2),),
+        body=(StageConfig((48, 64, 80, 96, 128, 160), 1, 2), StageConfig((80, 96, 128, 160, 208, 256), 1, 2)),
+        gate_features=96, gate_hidden=16, gate_choices=(0, 1, 2, 3, 4, 5),
+    )  # fmt: skip
+
+
+def tiny() -> DsResnetConfig:
+    """The same for tests and demonstrations: 3 widths, some tens of thousands of parameters."""
+    return DsResnetConfig(
+        input_size=32, classes=10, stem_width=8,
+        trunk=(StageConfig((16,), 1, 4),),
+        body=(StageConfig((12, 24, 40), 1, 2), StageConfig((16, 32, 56), 1, 2)),
+        gate_features=24, gate_hidden=8, gate_choices=(0, 1, 2),
+    )  # fmt: skip
+
+
+def _conv(in_max: int, out_max: int, stride: int = 1) -> SlicedConv2d:
+    """A 3x3 convolution that begins small, as torch.nn's does (uniform, 1 / sqrt(fan_in)).
+
+    Behind batch norm a weight's size only divides its learning rate, and He's larger one makes short
+    schedules crawl: weight decay needs more epochs than there are to shrink it (docs/adr/0009).
+    """
+    conv = SlicedConv2d(in_max, out_max, 3, stride)
+    nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5))
+    return conv
+
+
+class StaticBlock(nn.Module):
+    """One width of a basic block, from standard modules."""
+
+    def __init__(self, residual: nn.Sequential) -> None:
+        super().__init__()
+        self.residual = residual
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return F.relu(x_BCHW + self.residual(x_BCHW))
+
+
+class ConvNorm(nn.Module):
+    """3x3 convolution and batch norm; this is where a width may change."""
+
+    def __init__(self, in_max: int, widths: tuple[int, ...], stride: int = 1) -> None:
+        super().__init__()
+        self.conv = _conv(in_max, widths[-1], stride)
+        self.norm = SlicedBatchNorm2d(widths, BN_EPS)
+
+    def forward(self, x_BCHW: Tensor, out_channels: int) -> Tensor:
+        y_BCHW: Tensor = self.norm(self.conv(x_BCHW, out_channels))
+        return y_BCHW
+
+    def materialise(self, in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        return self.conv.materialise(in_channels, out_channels), self.norm.materialise(out_channels)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around an identity shortcut, at the width that arrives."""
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.first = ConvNorm(widths[-1], widths)
+        self.second = ConvNorm(widths[-1], widths)
+        nn.init.zeros_(self.second.norm.weight)  # a block begins as its shortcut (Goyal et al. 2017, section 5.1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        channels = x_BCHW.shape[1]
+        return F.relu(x_BCHW + self.second(F.relu(self.first(x_BCHW, channels)), channels))
+
+    def materialise(self, channels: int) -> StaticBlock:
+        first, second = (layer.materialise(channels, channels) for layer in (self.first, self.second))
+        return StaticBlock(nn.Sequential(*first, nn.ReLU(), *second))
+
+
+class Stage(nn.Module):
+    """Transition to the stage's width and resolution, then basic blocks."""
+
+    def __init__(self, in_max: int, config: StageConfig) -> None:
+        super().__init__()
+        self.pool = config.stride
+        self.transition = ConvNorm(in_max, config.widths)
+        self.blocks = nn.ModuleList(BasicBlock(config.widths) for _ in range(config.layers))
+
+    def forward(self, x_BCHW: Tensor, out_channels: int) -> Tensor:
+        x_BCHW = F.max_pool2d(F.relu(self.transition(x_BCHW, out_channels)), self.pool)
+        for block in self.blocks:
+            x_BCHW = block(x_BCHW)
+        return x_BCHW
+
+    def materialise(self, in_channels: int, out_channels: int) -> list[nn.Module]:
+        blocks = [cast(BasicBlock, block).materialise(out_channels) for block in self.blocks]
+        return [*self.transition.materialise(in_channels, out_channels), nn.ReLU(), nn.MaxPool2d(self.pool), *blocks]
+
+
+class SqueezeGate(nn.Module):
+    """Squeezed vector of the trunk's features, and what reads it: attention, classifier, slimming head."""
+
+    def __init__(self, channels: int, features: int, hidden: int, choices: int, classes: int) -> None:
+        super().__init__()
+        self.squeeze1 = ConvNorm(channels, (features,), stride=2)
+        self.squeeze2 = ConvNorm(features, (features,), stride=2)
+        self.attention = nn.Linear(features, channels)
+        self.classifier = SlicedLinear(features, classes)
+        self.slimming = ConfidenceHead(classes, hidden, choices)
+
+    def forward(self, x_BCHW: Tensor) -> TrunkOutput:
+        features = self.squeeze1.norm.widths[-1]
+        y_BRHW = F.relu(self.squeeze2(F.relu(self.squeeze1(x_BCHW, features)), features))
+        squeezed_BR = y_BRHW.mean((2, 3))
+        scale_BC = self.attention(squeezed_BR).sigmoid()
+        return TrunkOutput(x_BCHW * scale_BC[:, :, None, None], self.classifier(squeezed_BR))
+
+    def materialise_squeeze(self) -> nn.Sequential:
+        channels, features = self.attention.out_features, self.attention.in_features
+        first, second = self.squeeze1.materialise(channels, features), self.squeeze2.materialise(features, features)
+        return nn.Sequential(*first, nn.ReLU(), *second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class StaticTrunk(nn.Module):
+    """The trunk of every static sub-network, from standard modules."""
+
+    def __init__(
+        self, layers: nn.Sequential, squeeze: nn.Sequential, attention: nn.Linear, classifier: nn.Linear
+    ) -> None:
+        super().__init__()
+        self.layers, self.squeeze, self.attention, self.classifier = layers, squeeze, attention, classifier
+
+    def forward(self, x_BCHW: Tensor) -> TrunkOutput:
+        y_BCHW = self.layers(x_BCHW)
+        squeezed_BR = self.squeeze(y_BCHW)
+        scale_BC = self.attention(squeezed_BR).sigmoid()
+        return TrunkOutput(y_BCHW * scale_BC[:, :, None, None], self.classifier(squeezed_BR))
+
+
+class DsResnet(Supernet):
+    """The DS-ResNet supernet. A slice's extents are the channels of (body stage 0, body stage 1, ...)."""
+
+    architecture = "ds_resnet"
+
+    def __init__(self, config: DsResnetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.ladder = uniform_ladder([s.widths for s in config.body], [False] * len(config.body))
+        self.gate_choices = config.gate_choices
+        self.input_shape = InputShape(3, config.input_size, config.input_size)
+        self.classes = config.classes
+        self.stem = ConvNorm(3, (config.stem_width,))
+        in_widths = [config.stem_width, *(stage.widths[-1] for stage in config.trunk + config.body)]
+        stages = [Stage(in_max, stage) for in_max, stage in zip(in_widths, config.trunk + config.body, strict=False)]
+        self.trunk_stages = nn.ModuleList(stages[: len(config.trunk)])
+        self.body_stages = nn.ModuleList(stages[len(config.trunk) :])
+        self.gate = SqueezeGate(
+            config.trunk[-1].widths[0], config.gate_features, config.gate_hidden, len(config.gate_choices),
+            config.classes,
+        )  # fmt: skip
+        self.classifier = SlicedLinear(config.body[-1].widths[-1], config.classes)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(parse_config(DsResnetConfig, config, cls.architecture))
+
+    def config_dict(self) -> dict[str, Any]:
+        return asdict(self.config)
+
+    def trunk(self, x: Tensor) -> TrunkOutput:
+        y_BCHW = F.relu(self.stem(x, self.config.stem_width))
+        for stage, config in zip(self.trunk_stages, self.config.trunk, strict=True):
+            y_BCHW = stage(y_BCHW, config.widths[0])
+        output: TrunkOutput = self.gate(y_BCHW)
+        return output
+
+    def gate_logits(self, gate_input: Tensor) -> Tensor:
+        logits_BG: Tensor = self.gate.slimming(gate_input)
+        return logits_BG
+
+    def slimming_head(self) -> nn.Module:
+        return self.gate.slimming
+
+    def gate_class_logits(self, gate_input: Tensor) -> Tensor:
+        return gate_input
+
+    def body(self, features: Tensor, width: int) -> Tensor:
+        return self._body(features, self.ladder[width])
+
+    def _body(self, features_BCHW: Tensor, sub: Slice) -> Tensor:
+        for stage, channels in zip(self.body_stages, sub.extents, strict=True):
+            features_BCHW = stage(features_BCHW, int(channels))
+        logits_BK: Tensor = self.classifier(features_BCHW.mean((2, 3)))
+        return logits_BK
+
+    def subnet(self, width: int) -> StaticSubnet:
+        return StaticSubnet(self._static_trunk(), _copy(self.gate.slimming), self._static_body(self.ladder[width]))
+
+    def _static_trunk(self) -> StaticTrunk:
+        channels = self.config.stem_width
+        layers: list[nn.Module] = [*self.stem.materialise(3, channels), nn.ReLU()]
+        for stage, config in zip(self.trunk_stages, self.config.trunk, strict=True):
+            layers += cast(Stage, stage).materialise(channels, config.widths[0])
+            channels = config.widths[0]
+        classifier = self.gate.classifier.materialise(self.config.gate_features)
+        squeeze = self.gate.materialise_squeeze()
+        return StaticTrunk(nn.Sequential(*layers), squeeze, _copy(self.gate.attention), classifier)
+
+    def _static_body(self, sub: Slice) -> nn.Sequential:
+        channels = self.config.trunk[-1].widths[0]
+        layers: list[nn.Module] = []
+        for stage, extent in zip(self.body_stages, sub.extents, strict=True):
+            layers += cast(Stage, stage).materialise(channels, int(extent))
+            channels = int(extent)
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), self.classifier.materialise(channels)]
+        return nn.Sequential(*layers)
+
+
+def _copy(module: M) -> M:
+    """A copy that shares no memory, in the same mode, with plain parameters."""
+    return copy.deepcopy(module)

@@ -1,0 +1,51 @@
+"""Training that begins with the tensors of a checkpoint, on classes that need not be the checkpoint's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.checkpoint import Checkpoint
+from models.supernet import Supernet
+
+LEAST_SHARE = 0.5
+"""Of a network's parameters, what a checkpoint must give: with less, training hardly begins with it."""
+
+
+def with_classes(config: dict[str, Any], classes: int) -> dict[str, Any]:
+    """A copy of a network's config, as a recipe has it, for another number of classes.
+
+    Raises ValueError when the config has no ``classes``, or there are fewer than two.
+    """
+    if "classes" not in config:
+        raise ValueError(f"a config with the fields {sorted(config)} has no field classes")
+    if classes < 2:
+        raise ValueError(f"{classes} classes; needed: at least 2")
+    return config | {"classes": classes}
+
+
+def initialise(net: Supernet, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Copy into ``net`` every tensor of the checkpoint whose name and shape agree, batch norm's statistics too.
+
+    Returns the names of the others, which stay as they were, in the order of ``net.state_dict()``: the
+    classifiers' where the number of classes differs. Where it does not, they are copied as well, whatever
+    the classes are. Sizes and statistics of the input are not compared.
+
+    Raises ValueError, and leaves ``net`` as it was, when the architecture differs, or when less than
+    LEAST_SHARE of the parameters (counted one by one, not by tensor) agree.
+    """
+    source = f"{checkpoint.manifest.name}/{checkpoint.manifest.version}"
+    if checkpoint.net.architecture != net.architecture:
+        raise ValueError(f"{source} has architecture {checkpoint.net.architecture}; allowed: {net.architecture}")
+    own, given = net.state_dict(), checkpoint.net.state_dict()
+    agreeing = {
+        name: given[name] for name, tensor in own.items() if name in given and given[name].shape == tensor.shape
+    }
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+    share = sum(size for name, size in sizes.items() if name in agreeing) / sum(sizes.values())
+    if share < LEAST_SHARE:
+        raise ValueError(
+            f"{source} has {share:.0%} of the parameters in the names and shapes of this network; needed: at "
+            f"least {LEAST_SHARE:.0%}"
+        )
+    net.load_state_dict(agreeing, strict=False)
+    return tuple(name for name in own if name not in agreeing)

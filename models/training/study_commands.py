@@ -1,0 +1,116 @@
+"""The subcommands of ``slicewise-models`` that compare ways of training: ``study`` and ``report``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from models.checkpoint import load, locate
+from models.training.data import load_folder, split_hold_out
+from models.training.evaluate import evaluate
+from models.training.gate_stage import collect
+from models.training.recipes import RECIPES
+from models.training.report import Findings, as_json, as_markdown
+from models.training.run import Where
+from models.training.study import (
+    TARGETS,
+    SupernetArm,
+    measure_step_cost,
+    shortened,
+    train_arm,
+    train_gate_arms,
+)
+
+
+def _configure_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", choices=sorted(RECIPES), required=True)
+    parser.add_argument("--data", type=Path, required=True, help="ImageFolder directory or zip of the training split")
+    parser.add_argument("--test", type=Path, required=True, help="the same for the test split")
+    parser.add_argument("--run-dir", type=Path, required=True, help="one result file per arm; what is there is kept")
+    parser.add_argument("--threads", type=int, help="CPU threads; all cores when absent")
+
+
+def configure_study(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``study``."""
+    _configure_data(parser)
+    parser.add_argument("--epochs", type=int, required=True, help="of every arm, in one learning-rate cycle")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+
+
+def run_study(arguments: argparse.Namespace) -> None:
+    """Train every arm that has no result yet, one after another; several calls may share a run folder."""
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    recipe = RECIPES[arguments.recipe]()
+    images = load_folder(arguments.data, recipe.input_spec)
+    test = load_folder(arguments.test, recipe.input_spec, images.classes)
+    rest, _ = split_hold_out(images, recipe.hold_out, recipe.seed)
+    for seed in arguments.seeds:
+        for targets in arguments.targets:
+            file = arguments.run_dir / f"{targets}-{seed}.npz"
+            if file.exists():
+                continue
+            arm_recipe = shortened(recipe, targets, seed, arguments.epochs)
+            arm = train_arm(arm_recipe, rest, test, arguments.run_dir / f"{targets}-{seed}")
+            arm.save(file)
+            accuracies = " ".join(f"{accuracy:.4f}" for accuracy in arm.correct_NL.mean(0))
+            print(f"{targets}, seed {seed}: top-1 {accuracies}, {arm.train_s:.0f} s")
+
+
+def configure_report(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``report``."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="version folder, or model folder (highest)")
+    _configure_data(parser)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the gates that are compared")
+    parser.add_argument("--step-pairs", type=int, default=20, help="pairs of steps that are timed")
+    parser.add_argument("--out", type=Path, required=True, metavar="REPORT.md", help="a .json is written beside it")
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    """Measure the checkpoint and the gates, read the arms of ``study``, write the report."""
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    files = sorted(arguments.run_dir.glob("*.npz"))
+    if not any(file.name.startswith("bootstrapping-") for file in files):
+        raise ValueError(f"{arguments.run_dir} holds no bootstrapping-SEED.npz; run `slicewise-models study` first")
+    checkpoint = load(locate(arguments.checkpoint))
+    manifest, recipe = checkpoint.manifest, RECIPES[arguments.recipe]()
+    images = load_folder(arguments.data, manifest.input, manifest.classes)
+    test = load_folder(arguments.test, manifest.input, manifest.classes)
+    rest, hold_out = split_hold_out(images, recipe.hold_out, recipe.seed)
+    batches = Where().batches(rest, recipe)
+    data = collect(checkpoint.net, batches, recipe.gate_views, first_epoch=1_000_000, bf16=recipe.supernet.bf16)
+    _, gate_arms = train_gate_arms(checkpoint, data, hold_out, test, recipe, arguments.seeds)
+    findings = Findings(
+        manifest,
+        evaluate(checkpoint.net, test, manifest.input, manifest.decision(), "test"),
+        [SupernetArm.load(file) for file in files],
+        gate_arms,
+        measure_step_cost(recipe, arguments.step_pairs),
+        Where().describe(),
+        _commands(arguments, files),
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(as_markdown(findings))
+    arguments.out.with_suffix(".json").write_text(json.dumps(as_json(findings), indent=1) + "\n")
+    print(f"{arguments.out}: {len(files)} supernet arms, {len(gate_arms)} gates")
+
+
+def _commands(arguments: argparse.Namespace, files: list[Path]) -> list[str]:
+    """What a reader types to get these numbers, with the reader's own paths."""
+    arms = [SupernetArm.load(file) for file in files]
+    data = f"--recipe {arguments.recipe} --data TRAIN --test TEST"
+    studies = dict.fromkeys(
+        f"slicewise-models study {data} --run-dir STUDY --epochs {arm.epochs} --targets {arm.targets} --seeds "
+        + " ".join(str(a.seed) for a in arms if (a.targets, a.epochs) == (arm.targets, arm.epochs))
+        for arm in arms
+    )
+    return [
+        f"slicewise-models train {data} --run-dir RUN --out NAME/VERSION",
+        *studies,
+        f"slicewise-models report NAME/VERSION {data} --run-dir STUDY --out {arguments.out.name}",
+    ]
