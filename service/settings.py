@@ -35,7 +35,7 @@ class Settings(BaseSettings):
 
     repository: Path = Field(ZOO, description="model repository: NAME/VERSION/{model.safetensors,manifest.json}")
     model: Annotated[list[str], NoDecode] = Field(
-        ["ds_mbnet_cifar10"],
+        ["ds_resnet_cifar10"],
         min_length=1,
         description="models to serve, repeated or separated by commas; the first answers /v1/classify",
     )

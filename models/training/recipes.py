@@ -116,7 +116,11 @@ class Recipe:
 
 
 def ds_mbnet_cifar10() -> Recipe:
-    """CIFAR-10 (45,000 for training, 5,000 hold-out), 30 epochs of the sandwich on 2 CPU cores."""
+    """CIFAR-10 as JPEG files (45,000 for training, 5,000 hold-out), 30 epochs of the sandwich.
+
+    97 minutes on 2 busy CPU cores. Top-1 per slice on 5,000 test images, one seed: 81.36, 81.64, 82.62,
+    83.14, 83.58, 83.92, 84.24, 84.46 %.
+    """
     return Recipe(
         "ds_mbnet_cifar10",
         "CIFAR-10",
@@ -128,7 +132,11 @@ def ds_mbnet_cifar10() -> Recipe:
 
 
 def ds_resnet_cifar10() -> Recipe:
-    """CIFAR-10 (45,000 for training, 5,000 hold-out), 18 epochs of the sandwich on 2 CPU cores."""
+    """CIFAR-10 as JPEG files (45,000 for training, 5,000 hold-out), 18 epochs of the sandwich.
+
+    33 minutes on 2 CPU cores with AMX. Top-1 per slice on 5,000 test images, one seed: 86.06, 86.88, 87.22,
+    87.70, 88.22, 88.42 %.
+    """
     return Recipe(
         "ds_resnet_cifar10",
         "CIFAR-10",

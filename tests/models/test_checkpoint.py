@@ -148,7 +148,10 @@ def test_points_without_a_default_are_used_only_when_asked_for(pointed):
         (lambda g: g.update(calibration=None), "3 operating points without a calibration"),
         (lambda g: g.update(default_point=3), r"default operating point is 3; allowed: 0\.\.2"),
         (lambda g: g.update(default_point=-1), r"default operating point is -1; allowed: 0\.\.2"),
-        (lambda g: g.update(operating_points=[], default_point=0), "is 0; allowed: null, there are no operating points"),
+        (
+            lambda g: g.update(operating_points=[], default_point=0),
+            "is 0; allowed: null, there are no operating points",
+        ),
         (lambda g: g["operating_points"].reverse(), "operating points must go from costly to cheap"),
         (lambda g: g["operating_points"][1]["shares"].pop(), "operating point 1 has 2 shares, the gate has 3 choices"),
         (lambda g: g.update(default_point=0.5), "gate.default_point: Input should be a valid integer"),
