@@ -94,12 +94,16 @@ def at_cost(evaluation: Evaluation, share: float) -> GateDecision:
 
 
 def sweep(evaluation: Evaluation, cost_shares: Sequence[float]) -> tuple[OperatingPoint, ...]:
-    """Operating points, costly first: one for each share of the widest slice's MAdds, repeats left out."""
+    """Operating points, costly first: one for each share of the widest slice's MAdds.
+
+    Left out are repeats, and shares that not even the narrowest choice for all images keeps.
+    """
     points: list[OperatingPoint] = []
     for share in sorted(cost_shares, reverse=True):
         decision = at_cost(evaluation, share)
         here = evaluation.at(decision)
-        if not points or here.gate_mean_madds < points[-1].madds:
+        is_kept = here.gate_mean_madds <= share * decision.madds[-1]
+        if is_kept and (not points or here.gate_mean_madds < points[-1].madds):
             points.append(OperatingPoint(decision.lambda_, here.gate_mean_madds, here.gate_accuracy, here.gate_shares))
     return tuple(points)
 

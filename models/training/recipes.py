@@ -148,7 +148,10 @@ def ds_resnet_cifar10() -> Recipe:
 
 
 def ds_resnet_tiny_cifar10() -> Recipe:
-    """CIFAR-10, 8 epochs of a network that only tests and demonstrations want."""
+    """CIFAR-10 as JPEG files, 8 epochs of a network that only tests and demonstrations want.
+
+    5 minutes on 1 CPU core. Top-1 per slice on 5,000 test images, one seed: 72.24, 74.76, 75.94 %.
+    """
     return Recipe(
         "ds_resnet_tiny_cifar10",
         "CIFAR-10",

@@ -67,7 +67,11 @@ def test_a_cost_share_is_kept_and_nearly_used(share):
 
 def test_points_fall_in_cost_and_the_default_is_the_cheapest_that_is_good_enough():
     whole = evaluation()
-    points = sweep(whole, (0.9, 0.7, 0.5, 0.4, 0.3))
+    points = sweep(whole, (0.9, 0.7, 0.5, 0.4, 0.3, 0.2))
+    assert all(
+        point.madds <= share * MADDS[-1] for point, share in zip(points, (0.9, 0.7, 0.5, 0.4, 0.3), strict=False)
+    )
+    assert points[-1].madds > MADDS[0]  # 0.2 is less than the narrowest costs
     costs = [point.madds for point in points]
     assert costs == sorted(costs, reverse=True)
     assert len(set(costs)) == len(costs) >= 4
