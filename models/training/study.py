@@ -114,8 +114,8 @@ class GateArm:
 def train_gate_arms(
     checkpoint: Checkpoint, data: GateData, hold_out: LabelledImages, test: LabelledImages, recipe: Recipe,
     seeds: Sequence[int],
-) -> tuple[NDArray[np.bool_], list[GateArm]]:  # fmt: skip
-    """(correct_NL on the test split, every gate of ``GATES`` for every seed under both rules).
+) -> list[GateArm]:  # fmt: skip
+    """Every gate of ``GATES`` for every seed, under the rules that it has, on the test split.
 
     The calibrated rule is fitted on the hold-out to ``recipe.operating.compare_at`` of the widest's cost.
     """
@@ -133,7 +133,7 @@ def train_gate_arms(
             if gate.objective == "released":
                 rules["argmax"] = on_test.decision
             arms += [GateArm(name, rule, seed, decision.widths(logits_NG)) for rule, decision in rules.items()]
-    return on_test.correct_NL, arms
+    return arms
 
 
 @dataclass(frozen=True, slots=True)

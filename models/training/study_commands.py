@@ -84,7 +84,7 @@ def run_report(arguments: argparse.Namespace) -> None:
     rest, hold_out = split_hold_out(images, recipe.hold_out, recipe.seed)
     batches = Where().batches(rest, recipe)
     data = collect(checkpoint.net, batches, recipe.gate_views, first_epoch=1_000_000, bf16=recipe.supernet.bf16)
-    _, gate_arms = train_gate_arms(checkpoint, data, hold_out, test, recipe, arguments.seeds)
+    gate_arms = train_gate_arms(checkpoint, data, hold_out, test, recipe, arguments.seeds)
     findings = Findings(
         manifest,
         evaluate(checkpoint.net, test, manifest.input, manifest.decision(), "test"),
