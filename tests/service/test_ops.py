@@ -1,4 +1,5 @@
 import re
+import threading
 import time
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -79,14 +80,16 @@ def test_cors_is_off_by_default_and_exposes_the_headers_when_on(start, client):
 
 
 def test_stopping_during_the_warm_up_interrupts_it(make_settings, monkeypatch):
-    interrupted = []
+    began, interrupted = threading.Event(), []
 
     def slow_warm_up(checkpoint, settings, cancelled):
+        began.set()
         interrupted.append(cancelled.wait(20))
         raise InterruptedError
 
     monkeypatch.setattr("service.app.warm_up", slow_warm_up)
     with Server(make_settings()) as server:
+        assert began.wait(20)  # a server that stops earlier never begins it
         assert server.client.get("/readyz").json()["error_type"] == "loading"
     assert interrupted == [True]
 
