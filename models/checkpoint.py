@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,14 +21,12 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as serialise_tensors
-from torch import Tensor
 
 from models.cost import SliceCost
 from models.decision import GateCalibration, GateDecision
 from models.registry import build
 from models.supernet import Supernet
+from models.tensors import parse_tensors, serialise_tensors, tensor_faults
 from models.transform import InputSpec
 
 TENSORS = "model.safetensors"
@@ -193,19 +191,6 @@ def list_faults(what: str, faults: Sequence[str]) -> str:
     return f"{what}: {'; '.join(faults)}"
 
 
-def tensor_faults(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What keeps ``given`` from being loaded where ``expected`` stands: names, shapes and dtypes."""
-    faults = [f"missing {name}" for name in expected if name not in given]
-    faults += [f"unexpected {name}" for name in given if name not in expected]
-    for name in expected.keys() & given.keys():
-        ours, theirs = expected[name], given[name]
-        if ours.shape != theirs.shape:
-            faults.append(f"{name} has shape {list(theirs.shape)}, expected {list(ours.shape)}")
-        elif ours.dtype != theirs.dtype:
-            faults.append(f"{name} has dtype {theirs.dtype}, expected {ours.dtype}")
-    return sorted(faults)
-
-
 def _folder_identity(folder: Path) -> tuple[str, int]:
     folder = folder.absolute()
     if not re.fullmatch(r"[1-9][0-9]*", folder.name) or not folder.parent.name:
@@ -239,12 +224,12 @@ def save(  # noqa: PLR0913  # keyword-only, one per fact of the manifest
     """
     require_new(folder)
     name, version = _folder_identity(folder)
-    tensors = serialise_tensors({key: tensor.cpu().contiguous() for key, tensor in net.state_dict().items()})
+    tensors = serialise_tensors(net.state_dict())
     measured = accuracy if accuracy is not None else [()] * len(net.ladder)
     slices = (SliceRecord.of(k, c, a) for k, (c, a) in enumerate(zip(net.costs(), measured, strict=True)))
     manifest = Manifest(
         name, version, net.architecture, net.config_dict(), tuple(classes), input_spec, tuple(slices),
-        gate or GateRecord(net.gate_choices),        dataset, recipe, _digest(tensors),
+        gate or GateRecord(net.gate_choices), dataset, recipe, _digest(tensors),
     )  # fmt: skip
     _check_agreement(manifest, net)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
@@ -281,12 +266,12 @@ def load(folder: Path) -> Checkpoint:
     data = _read(folder / TENSORS)
     if (digest := _digest(data)) != manifest.digest:
         raise CheckpointError(f"{folder / TENSORS} has digest {digest}, the manifest says {manifest.digest}")
-    try:
-        tensors = parse_tensors(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder / TENSORS} is not a readable safetensors file: {error}") from error
     with torch.device("meta"):  # shapes first: a wrong config must not cost memory
         expected = _fresh_network(manifest).state_dict()
+    try:
+        tensors = parse_tensors(data, expected)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder / TENSORS} is not a readable safetensors file: {error}") from error
     if faults := tensor_faults(tensors, expected):
         raise CheckpointError(list_faults(str(folder / TENSORS), faults))
     net = _fresh_network(manifest)

@@ -15,10 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.checkpoint import CheckpointError, Manifest, list_faults, require_new, save, tensor_faults
+from models.checkpoint import CheckpointError, Manifest, list_faults, require_new, save
 from models.ds_mbnet import Block, DsMbnet, DsMbnetConfig
 from models.gate import DoubleHeadedGate
 from models.layers import SlicedBatchNorm2d, SlicedSqueezeExcite
+from models.tensors import tensor_faults
 from models.transform import InputSpec
 
 # The evaluation transform of the published figures: bicubic, centre crop of 0.875.

@@ -14,13 +14,14 @@ import threading
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.supernet import Supernet
+from models.transform import InputSpec
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,6 +60,26 @@ def to_onnx(
             dynamic_axes={name: {0: "batch"} for name in [*inputs, *outputs]},
         )  # fmt: skip
     return graph.getvalue()
+
+
+class FromPixels(nn.Module):
+    """uint8 pixels [N, H, W, 3] -> what ``module`` makes of them normalised as ``transform.normalise`` does.
+
+    Bytes in are a quarter of what floats would be, in every queue before the network.
+    """
+
+    scale_C11: Tensor
+    shift_C11: Tensor
+
+    def __init__(self, module: nn.Module, spec: InputSpec) -> None:
+        super().__init__()
+        self.module = module
+        mean_C, std_C = (torch.tensor(values, dtype=torch.float32) for values in (spec.mean, spec.std))
+        self.register_buffer("scale_C11", (1.0 / (255.0 * std_C))[:, None, None])
+        self.register_buffer("shift_C11", (mean_C / std_C)[:, None, None])
+
+    def forward(self, pixels_NHWC: Tensor) -> Any:
+        return self.module(pixels_NHWC.permute(0, 3, 1, 2).float() * self.scale_C11 - self.shift_C11)
 
 
 def export_subnet(net: Supernet, width: int) -> bytes:

@@ -168,6 +168,11 @@ def normalise(pixels: U8, spec: InputSpec) -> F32:
     return out
 
 
+def load_pixels(data: bytes, spec: InputSpec, max_pixels: int | None = None) -> U8:
+    """Bytes -> uint8 [H, W, 3], the network's input before ``normalise``; errors as ``decode``."""
+    return resize(decode(data, max_pixels), spec)
+
+
 def load_image(data: bytes, spec: InputSpec, max_pixels: int | None = None) -> F32:
     """Bytes -> normalised float32 [3, H, W], ready for the trunk."""
-    return normalise(resize(decode(data, max_pixels), spec), spec)
+    return normalise(load_pixels(data, spec, max_pixels), spec)

@@ -23,7 +23,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from service.engine.base import F32, Engine, Feature
+from service.engine.base import F32, Engine, Feature, Image
 from service.errors import BackendError, DeadlineExceededError, DrainingError, SlicewiseError
 from service.request import Batch, Entry, Route, Window
 from service.scheduler import Scheduler, Selection
@@ -39,12 +39,12 @@ LAST_BATCH_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One image to classify: normalised [3, H, W] float32 and what routing needs.
+    """One image to classify, and what routing needs.
 
     deadline_s  monotonic, inf without one. due_s orders the queues.
     """
 
-    image_CHW: F32
+    image: Image
     window: Window
     arrived_s: float
     due_s: float
@@ -134,7 +134,7 @@ class Batcher:
         self._scheduler.push(
             Entry(
                 promise=ticket,
-                payload=order.image_CHW,
+                payload=order.image,
                 window=order.window,
                 arrived_s=order.arrived_s,
                 due_s=order.due_s,

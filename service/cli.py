@@ -16,10 +16,12 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from models.checkpoint import CheckpointError, load, resolve
+from service import profiler
 from service.api.state import ServiceState
 from service.app import create_app, load_checkpoints, refuse_the_rest, wait_until_idle
 from service.hosting import gate_decision
 from service.logs import configure
+from service.profiler import ProfileSettings
 from service.settings import SettingError, Settings, unknown_variables
 
 log = structlog.get_logger()
@@ -30,8 +32,9 @@ FLUSH_S = 3
 USAGE = """usage: slicewise COMMAND [flags]
 
 commands:
-  serve   answer requests (slicewise serve --help lists every setting)
-  check   load and verify a model repository; exit 1 with the reasons when something is wrong
+  serve    answer requests (slicewise serve --help lists every setting)
+  check    load and verify a model repository; exit 1 with the reasons when something is wrong
+  profile  measure what the slices take on this machine, and keep it for serve
 """
 
 
@@ -132,9 +135,17 @@ def _check_version(folder: Path, settings: Settings) -> tuple[str, bool]:
     return f"ok   {label}: {manifest.architecture}, {len(manifest.slices)} slices, {manifest.digest}", True
 
 
+def profile(arguments: Sequence[str]) -> int:
+    """Measure, keep and show the profile of every model that the settings name."""
+    settings = CliApp.run(ProfileSettings, cli_args=list(arguments))
+    configure(settings.log_format, "warning")
+    profiler.profile(settings, profiler.console())
+    return 0
+
+
 def main() -> None:
     """Entry point."""
-    commands = {"serve": serve, "check": check}
+    commands = {"serve": serve, "check": check, "profile": profile}
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in commands:
         known = bool(arguments) and arguments[0] in ("-h", "--help")

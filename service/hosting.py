@@ -10,12 +10,14 @@ import structlog
 
 from models.checkpoint import Checkpoint, Manifest
 from models.decision import GateDecision
+from models.machine import processor_id
 from service.admission import admit, retry_after_s
 from service.batcher import Batcher, Rules
 from service.engine.base import Engine
-from service.engine.measure import measure
+from service.engine.graphs import SessionFactory
 from service.engine.onnx import OnnxEngine
 from service.latency import LatencyTable
+from service.profiling import ProfileKey, keep_profile, kept_profile, measured, run_once
 from service.request import Entry, Route, SliceFacts
 from service.routing import route
 from service.scheduler import Scheduler
@@ -52,18 +54,27 @@ class WarmEngine:
     table: LatencyTable
 
 
+def build_engine(checkpoint: Checkpoint, settings: Settings) -> Engine:
+    """Every slice on the device, from kept graphs where there are any; blocks."""
+    factory = SessionFactory(settings.cache_folder / "graphs", checkpoint.manifest.digest, processor_id())
+    return OnnxEngine(checkpoint, settings.worker_slots, factory)
+
+
 def warm_up(checkpoint: Checkpoint, settings: Settings, cancelled: threading.Event) -> WarmEngine:
-    """Build every slice and measure the latency table; blocks for seconds, called on a thread.
+    """Build every slice, run each once, and take its kept profile or measure one; called on a thread.
 
     Raises InterruptedError soon after ``cancelled`` is set.
     """
-    engine = OnnxEngine(checkpoint.net, settings.worker_slots)
-    shape = checkpoint.net.input_shape
-    table = measure(
-        engine, len(checkpoint.net.ladder), (shape.channels, shape.height, shape.width),
-        settings.profile_limit_s / len(settings.model), cancelled,
-    )  # fmt: skip
-    return WarmEngine(engine, table)
+    engine = build_engine(checkpoint, settings)
+    folder, net = settings.cache_folder / "profiles", checkpoint.net
+    profile = kept_profile(folder, ProfileKey.of(checkpoint.manifest.digest, engine), len(net.ladder))
+    if profile is None:
+        limit_s = settings.profile_limit_s / len(settings.model)
+        profile = measured(checkpoint, engine, limit_s, cancelled)
+        keep_profile(folder, profile)
+    else:
+        run_once(engine, checkpoint, profile.timings, cancelled)
+    return WarmEngine(engine, profile.table())
 
 
 class HostedModel:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.transform import ImageError, ImageTooLargeError, InputSpec, load_image
+from models.transform import ImageError, ImageTooLargeError, InputSpec, load_pixels
 from service.errors import BadImageError, TooLargeError
 
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif")
@@ -19,15 +19,15 @@ _BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
 
 
 class Decoded(NamedTuple):
-    """Normalised float32 [3, H, W]; seconds it waited for a thread, and seconds on it."""
+    """Pixels [H, W, 3] of the network's size; seconds it waited for a thread, and seconds on it."""
 
-    image_CHW: NDArray[np.float32]
+    pixels_HWC: NDArray[np.uint8]
     waited_s: float
     decode_s: float
 
 
 class ImageDecoder:
-    """Decodes, resizes and normalises images off the event loop.
+    """Decodes and resizes images off the event loop.
 
     threads     images that are decoded at once; the codecs release the interpreter lock.
     max_pixels  per image, checked from its header before any pixel is decoded.
@@ -60,8 +60,8 @@ class ImageDecoder:
 
     def _load(self, data: bytes, spec: InputSpec, submitted_s: float) -> Decoded:
         began_s = time.perf_counter()
-        image_CHW = load_image(data, spec, self._max_pixels)
-        return Decoded(image_CHW, began_s - submitted_s, time.perf_counter() - began_s)
+        pixels_HWC = load_pixels(data, spec, self._max_pixels)
+        return Decoded(pixels_HWC, began_s - submitted_s, time.perf_counter() - began_s)
 
 
 def sniff_media_type(data: bytes) -> str | None:

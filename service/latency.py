@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+PAYS_RATIO = 0.97
+"""A larger batch makes its first images wait; it must save at least 3 % per image."""
+
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
@@ -56,8 +59,10 @@ class LatencyTable:
         return below_s + (above_s - below_s) * (batch - below) / (sizes[above] - below)
 
     def best_batch(self, width: int | None) -> int:
-        """The measured batch size with the least seconds per image; the smaller one of equals."""
-        return min(self._sizes(width), key=lambda size: self.seconds_by_batch[width, size] / size)
+        """The smallest measured batch size within ``PAYS_RATIO`` of the least seconds per image."""
+        per_image_s = {size: self.seconds_by_batch[width, size] / size for size in self._sizes(width)}
+        least_s = min(per_image_s.values())
+        return next(size for size, seconds in per_image_s.items() if seconds * PAYS_RATIO <= least_s)
 
     def image_seconds(self, width: int) -> float:
         """Seconds of one image alone: the trunk, then the body at ``width``."""

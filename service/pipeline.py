@@ -113,7 +113,7 @@ class Pipeline:
         )  # fmt: skip
         decoded = await self._decode(model, request.data, deadline_s)
         order = Order(
-            decoded.image_CHW, allowed, arrived_s, due_s=min(deadline_s, arrived_s + self._default_slo_s),
+            decoded.pixels_HWC, allowed, arrived_s, due_s=min(deadline_s, arrived_s + self._default_slo_s),
             deadline_s=deadline_s, urgency=budget.urgency,
         )  # fmt: skip
         outcome = await model.batcher.submit(order)

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import platformdirs
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -67,7 +68,13 @@ class Settings(BaseSettings):
         20.0,
         gt=0,
         le=20,
-        description="time to measure the latency table at start; longer is steadier, and starts later",
+        description="time to measure the latency table where no profile of this machine is kept, shared by all "
+        "models; longer is steadier, and starts later",
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="folder for profiles and optimised graphs of this machine; the user's cache folder when absent. "
+        "Where it cannot be written, every start makes them again",
     )
 
     body_limit_bytes: int = Field(
@@ -113,6 +120,11 @@ class Settings(BaseSettings):
                 f"{self.queue_capacity_images}, because a larger batch could never be admitted"
             )
         return self
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where profiles and graphs are kept; it need not exist."""
+        return self.cache_dir or platformdirs.user_cache_path("slicewise")
 
     @property
     def worker_slots(self) -> int:

@@ -1,4 +1,7 @@
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,9 @@ from support import CLASSES, TINY_ACCURACY, TINY_INPUT, tiny_net
 from models.checkpoint import Measured, save
 from service.logs import configure
 
+# What the service keeps for this machine goes to a folder of its own, also when it runs as a process.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="slicewise-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 # The networks are tiny: one thread is faster than several that wait for each other.
 torch.set_num_threads(1)
 configure("console", "warning")

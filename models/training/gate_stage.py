@@ -171,8 +171,8 @@ def fit_gate(
     evaluation, head = max(candidates, key=lambda c: (is_alive(c[0]), c[0].gate_accuracy))
     net.slimming_head().load_state_dict(head.state_dict())
     points = sweep(evaluation, recipe.operating.cost_shares)
-    widest = evaluation.width_accuracy(len(net.ladder) - 1)
-    default = default_point(points, widest, recipe.operating.tolerated_drop)
+    widest = evaluation.width_accuracy(len(net.ladder) - 1), evaluation.decision.madds[-1]
+    default = default_point(points, widest, recipe.operating)
     calibration = evaluation.decision.calibration
     assert calibration is not None, "calibrated above: this is a bug"
     decision = GateDecision(net.gate_choices, evaluation.decision.madds, calibration, points[default].lambda_)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from models.checkpoint import OperatingPoint
 from models.decision import F32, GateCalibration, GateDecision
 from models.training.evaluate import Evaluation
+from models.training.recipes import OperatingRecipe
 
 BINS = 15
 FOLDS = 5
@@ -108,7 +109,13 @@ def sweep(evaluation: Evaluation, cost_shares: Sequence[float]) -> tuple[Operati
     return tuple(points)
 
 
-def default_point(points: Sequence[OperatingPoint], widest_accuracy: float, tolerated_drop: float) -> int:
-    """The cheapest point whose accuracy is within ``tolerated_drop`` of the widest slice's, else the best."""
-    good = [index for index, point in enumerate(points) if point.accuracy >= widest_accuracy - tolerated_drop]
-    return good[-1] if good else max(range(len(points)), key=lambda index: points[index].accuracy)
+def default_point(points: Sequence[OperatingPoint], widest: tuple[float, int], recipe: OperatingRecipe) -> int:
+    """Index of the point that ``recipe`` makes the default; ``widest`` is that slice's top-1 and MAdds.
+
+    Where no point is cheap enough all compete; where none is accurate enough the most accurate wins.
+    """
+    accuracy, madds = widest
+    cheap = [index for index, point in enumerate(points) if point.madds <= recipe.default_share * madds]
+    allowed = cheap or range(len(points))
+    good = [index for index in allowed if points[index].accuracy >= accuracy - recipe.tolerated_drop]
+    return good[-1] if good else max(allowed, key=lambda index: points[index].accuracy)

@@ -79,12 +79,14 @@ class OperatingRecipe:
     """How operating points are laid and one of them chosen, all on the hold-out.
 
     cost_shares     mean MAdds of the points, as shares of the widest slice's.
-    tolerated_drop  the default point is the cheapest within this much of the widest slice's top-1.
+    default_share   the default point costs at most this share.
+    tolerated_drop  among those it is the cheapest within this much of the widest slice's top-1.
     compare_at      the share at which trained gates compete.
     """
 
-    cost_shares: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
-    tolerated_drop: float = 0.003
+    cost_shares: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
+    default_share: float = 0.45
+    tolerated_drop: float = 0.002
     compare_at: float = 0.5
 
 
@@ -92,7 +94,8 @@ class OperatingRecipe:
 class Recipe:
     """One named run: the network, its input, both stages, and the size of the hold-out.
 
-    gates       are all trained, on ``gate_views`` augmented epochs; the hold-out picks one.
+    gates        are all trained, on ``gate_views`` augmented epochs; the hold-out picks one.
+    half_weights rounds the trained weights to half precision before statistics and figures are taken.
     """
 
     name: str
@@ -106,12 +109,14 @@ class Recipe:
     operating: OperatingRecipe = field(default_factory=OperatingRecipe)
     hold_out: int = 5000
     seed: int = 0
+    half_weights: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name, "seed": self.seed, "hold_out": self.hold_out,
             "supernet": asdict(self.supernet), "gates": [asdict(gate) for gate in self.gates],
             "gate_views": self.gate_views, "operating": asdict(self.operating),
+            "half_weights": self.half_weights,
         }  # fmt: skip
 
 

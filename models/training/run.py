@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ import torch
 from tqdm import tqdm
 
 from models.checkpoint import GateRecord, Manifest, Measured, load, locate, require_new, save
+from models.machine import processor
 from models.registry import build
 from models.supernet import Supernet
+from models.tensors import round_weights
 from models.training.calibrate import calibrate
 from models.training.data import Batches, LabelledImages, load_folder, split_hold_out
 from models.training.evaluate import Evaluation, evaluate
@@ -89,17 +90,7 @@ class Where:
         """Hardware and version, for manifests and reports."""
         if self.device.startswith("cuda"):
             return f"{torch.cuda.get_device_name(self.device)}, torch {torch.__version__}"
-        return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    """The CPU's own name where the system tells it, else its instruction set."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def new_network(recipe: Recipe, classes: int, where: Where) -> Supernet:
@@ -112,7 +103,7 @@ def new_network(recipe: Recipe, classes: int, where: Where) -> Supernet:
 def train_supernet(
     recipe: Recipe, net: Supernet, rest: LabelledImages, where: Where, run_dir: Path, origin: str | None = None
 ) -> float:
-    """Stage I and calibration, in place; returns the seconds of all epochs, those of earlier calls included.
+    """Stage I, rounding and calibration, in place; returns the seconds of all epochs, those of earlier calls included.
 
     run_dir  keeps ``supernet.pt``, rewritten after every epoch, from which a later call resumes, and
     ``log.csv``. origin: what the weights began as, if not fresh. Raises ValueError when ``supernet.pt`` is
@@ -122,7 +113,10 @@ def train_supernet(
     stage, batches = recipe.supernet, where.batches(rest, recipe)
     trainer = SupernetTrainer(net, stage, recipe.seed, run_identity(recipe, net, rest.names, origin))
     trainer.fit(batches, run_dir / "supernet.pt", _log_rows(run_dir / "log.csv"))
-    calibrate(net, batches.epoch(2_000_000, min(stage.calibration_batches, len(batches))))
+    if recipe.half_weights:
+        round_weights(net)
+    whole = replace(batches, erase_pixels=0)  # as images will be served
+    calibrate(net, whole.epoch(2_000_000, min(stage.calibration_batches, len(batches))))
     return trainer.train_s
 
 

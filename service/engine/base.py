@@ -6,13 +6,15 @@ trunk made of one image and stays where the engine keeps it; nobody else looks i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
+Image = NDArray[np.uint8] | F32
+"""uint8 pixels [H, W, 3] as they were decoded and resized, or normalised float32 [3, H, W]."""
 Feature = Any
 
 
@@ -24,14 +26,19 @@ class TrunkResult(NamedTuple):
 
 
 class Engine(Protocol):
-    """One model on one device. The methods block, are thread-safe, and any batch size is allowed."""
+    """One model on one device. The methods block, are thread-safe, and any batch size is allowed.
+
+    part_bytes  size of each part's graph with its weights, as the engine keeps it.
+    """
 
     name: str
+    version: str
     device: str
     workers: int
+    part_bytes: Mapping[str, int]
 
-    def trunk(self, images_CHW: Sequence[F32]) -> TrunkResult:
-        """Normalised float32 images [3, H, W] -> features and the slimming head's inputs."""
+    def trunk(self, images: Sequence[Image]) -> TrunkResult:
+        """Images of one or both kinds -> features and the slimming head's inputs."""
         ...
 
     def gate(self, gate_inputs_NR: F32) -> F32:

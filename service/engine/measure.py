@@ -1,59 +1,105 @@
-"""Measure seconds per (trunk | width, batch) on this machine, within a bound, at start."""
+"""Measure seconds per (trunk | width, batch) on this machine, within a bound."""
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from models.checkpoint import Checkpoint
 from service.engine.base import Engine
-from service.latency import LatencyTable
 
-BATCH_SIZES = (1, 2, 4)
-REPEATS = 15
+LARGEST_BATCH = 64
+PAYS_RATIO = 0.97
+"""Sizes are doubled as long as each saves at least 3 % per image against the best before it."""
+_PROBES = 3
+
+Queue = tuple[int | None, int]
+"""A ladder index, or None for the trunk with its gate; and the images in the batch."""
 
 
-def _median_s(run: Callable[[], object], limit_s: float) -> float:
-    """Median seconds of up to REPEATS runs after one warm-up; at least one, within about ``limit_s``."""
-    began = time.perf_counter()
-    run()
-    samples: list[float] = []
-    while len(samples) < REPEATS and (not samples or time.perf_counter() - began < limit_s):
-        start = time.perf_counter()
-        run()
-        samples.append(time.perf_counter() - start)
-    return statistics.median(samples)
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one batch over several runs. width: a ladder index, or None for the trunk with its gate."""
+
+    width: int | None
+    batch: int
+    p50_s: float
+    p99_s: float
+    runs: int
+
+
+class Work:
+    """A trunk or body batch of any size, of one random image again and again."""
+
+    def __init__(self, engine: Engine, checkpoint: Checkpoint) -> None:
+        shape = checkpoint.net.input_shape
+        pixels = np.random.default_rng(0).integers(0, 256, (shape.height, shape.width, shape.channels), dtype=np.uint8)
+        self._engine, self._image = engine, pixels
+        self._feature = engine.trunk([pixels]).features[0]
+
+    def seconds(self, queue: Queue) -> float:
+        width, batch = queue
+        if width is None:
+            images = [self._image] * batch
+            began_s = time.perf_counter()
+            self._engine.gate(self._engine.trunk(images).gate_inputs_NR)
+        else:
+            features = [self._feature] * batch
+            began_s = time.perf_counter()
+            self._engine.body(width, features)
+        return time.perf_counter() - began_s
+
+
+def _paying_sizes(probe: Callable[[int], float]) -> list[int]:
+    """1, 2, 4, ... up to the first size that saves too little per image to go on; ``probe``: seconds of a batch."""
+    sizes, best_s = [1], probe(1)
+    while sizes[-1] < LARGEST_BATCH:
+        sizes.append(2 * sizes[-1])
+        per_image_s = probe(sizes[-1]) / sizes[-1]
+        if per_image_s > PAYS_RATIO * best_s:
+            break
+        best_s = per_image_s
+    return sizes
 
 
 def measure(
-    engine: Engine, widths: int, image_shape: tuple[int, int, int], limit_s: float, cancelled: threading.Event
-) -> LatencyTable:
-    """Warm up every session and fill the table; ``limit_s`` is shared by all entries.
+    work: Work, widths: int, limit_s: float, cancelled: threading.Event, runs: int = 15
+) -> list[Timing]:  # fmt: skip
+    """Warm up every session and time it, up to ``runs`` times within about ``limit_s`` for all.
 
-    image_shape  (channels, height, width) of the network input.
+    Sizes are timed in rounds, so that a disturbance hits all of them. At least the probes that choose the
+    sizes are made.
 
-    Raises InterruptedError between two entries once ``cancelled`` is set.
+    Raises InterruptedError between two batches once ``cancelled`` is set.
     """
-    image = np.zeros(image_shape, np.float32)
-    feature = engine.trunk([image]).features[0]
-    share_s = limit_s / ((widths + 1) * len(BATCH_SIZES))
-    seconds: dict[tuple[int | None, int], float] = {}
-    for batch in BATCH_SIZES:
-        images, features = [image] * batch, [feature] * batch
+    give_up_s = time.monotonic() + limit_s
+    samples: dict[Queue, list[float]] = {}
 
-        def trunk(images: list[np.ndarray] = images) -> object:
-            return engine.gate(engine.trunk(images).gate_inputs_NR)
+    def sample(queue: Queue) -> float:
+        if cancelled.is_set():
+            raise InterruptedError("the measurement was cancelled")
+        seconds = work.seconds(queue)
+        samples.setdefault(queue, []).append(seconds)
+        return seconds
 
-        seconds[None, batch] = _median_s(trunk, share_s)
-        for width in range(widths):
-            if cancelled.is_set():
-                raise InterruptedError("the warm-up was cancelled")
+    def probe(width: int | None, batch: int) -> float:
+        work.seconds((width, batch))  # the first run of a size pays for its memory
+        return min(sample((width, batch)) for _ in range(_PROBES if time.monotonic() < give_up_s else 1))
 
-            def body(width: int = width, features: list[object] = features) -> object:
-                return engine.body(width, features)
+    for width in (None, *range(widths)):
+        _paying_sizes(lambda batch, width=width: probe(width, batch))  # type: ignore[misc]
+    for _ in range(runs - _PROBES):
+        for queue in list(samples):
+            if time.monotonic() >= give_up_s:
+                break
+            sample(queue)
+    return [_timing(queue, seconds) for queue, seconds in samples.items()]
 
-            seconds[width, batch] = _median_s(body, share_s)
-    return LatencyTable(seconds)
+
+def _timing(queue: Queue, seconds: list[float]) -> Timing:
+    p50_s, p99_s = np.quantile(seconds, (0.5, 0.99))
+    return Timing(*queue, float(p50_s), float(p99_s), len(seconds))

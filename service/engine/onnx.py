@@ -6,50 +6,51 @@ busy; that beats one caller with several threads at batch 1 (docs/adr/0002).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import cast
 
 import numpy as np
 import onnxruntime as ort
 import torch
+from torch import nn
 
-from models.export import fold_batch_norm, to_onnx
-from models.supernet import Supernet
-from service.engine.base import F32, TrunkResult
-
-
-def _session(graph: bytes) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # warnings about constant folding are no news to an operator
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+from models.checkpoint import Checkpoint
+from models.export import FromPixels, fold_batch_norm, to_onnx
+from models.transform import U8, normalise
+from service.engine.base import F32, Image, TrunkResult
+from service.engine.graphs import SessionFactory
 
 
 class OnnxEngine:
-    """All widths of one supernet as sessions, resident at once."""
+    """All widths of one checkpoint as sessions, resident at once."""
 
     name = "onnxruntime"
+    version = ort.__version__
     device = "cpu"
 
-    def __init__(self, net: Supernet, workers: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, workers: int, factory: SessionFactory) -> None:
         ort.disable_telemetry_events()  # a server reports to its operator alone
         self.workers = workers
-        shape = net.input_shape
-        x = torch.zeros(2, shape.channels, shape.height, shape.width)
-        narrowest = net.subnet(0)
-        with torch.no_grad():
-            features, gate_input = narrowest.trunk(x)
-        self._trunk = _session(to_onnx(fold_batch_norm(narrowest.trunk), (x,), ["images"], ["features", "gate_input"]))
-        self._gate = _session(to_onnx(narrowest.slimming, (gate_input,), ["gate_input"], ["gate_logits"]))
-        self._bodies = [
-            _session(to_onnx(fold_batch_norm(net.subnet(width).body), (features,), ["features"], ["logits"]))
-            for width in range(len(net.ladder))
-        ]
+        self._input = checkpoint.manifest.input
+        exports = _exports(checkpoint)
+        with ThreadPoolExecutor(workers, thread_name_prefix="build") as pool:
+            built = dict(zip(exports, pool.map(factory.session, exports, exports.values()), strict=True))
+        self._pixels_trunk, self._trunk, self._gate = (built[part] for part in ("pixels_trunk", "trunk", "gate"))
+        self.part_bytes: Mapping[str, int] = {part: factory.graph_bytes[part] for part in exports}
+        self._bodies = [built[_body(width)] for width in range(len(checkpoint.net.ladder))]
 
-    def trunk(self, images_CHW: Sequence[F32]) -> TrunkResult:
-        features, gate_inputs = self._trunk.run(None, {"images": np.stack(images_CHW)})
+    def trunk(self, images: Sequence[Image]) -> TrunkResult:
+        if all(image.dtype == np.uint8 for image in images):
+            features, gate_inputs = self._pixels_trunk.run(None, {"pixels": np.stack(images)})
+        else:
+            images_NCHW = np.stack([self._normalised(image) for image in images])
+            features, gate_inputs = self._trunk.run(None, {"images": images_NCHW})
         return TrunkResult(features, gate_inputs)
+
+    def _normalised(self, image: Image) -> Image:
+        return normalise(cast(U8, image), self._input) if image.dtype == np.uint8 else image
 
     def gate(self, gate_inputs_NR: F32) -> F32:
         logits_NG: F32 = self._gate.run(None, {"gate_input": gate_inputs_NR})[0]
@@ -58,3 +59,33 @@ class OnnxEngine:
     def body(self, width: int, features: Sequence[F32]) -> F32:
         logits_NK: F32 = self._bodies[width].run(None, {"features": np.stack(features)})[0]
         return logits_NK
+
+
+def _body(width: int) -> str:
+    return f"body {width}"
+
+
+def _exports(checkpoint: Checkpoint) -> dict[str, Callable[[], bytes]]:
+    """What makes each part's graph, by the part's name."""
+    net, shape = checkpoint.net, checkpoint.net.input_shape
+    images = torch.zeros(2, shape.channels, shape.height, shape.width)
+    pixels = torch.zeros(2, shape.height, shape.width, shape.channels, dtype=torch.uint8)
+    with torch.no_grad():
+        features, gate_input = net.trunk(images)
+    outputs = ["features", "gate_input"]
+
+    def trunk(wrap: Callable[[nn.Module], nn.Module], example: torch.Tensor, name: str) -> bytes:
+        return to_onnx(wrap(fold_batch_norm(net.subnet(0).trunk)), (example,), [name], outputs)
+
+    def gate() -> bytes:
+        return to_onnx(net.subnet(0).slimming, (gate_input,), ["gate_input"], ["gate_logits"])
+
+    def body(width: int) -> bytes:
+        return to_onnx(fold_batch_norm(net.subnet(width).body), (features,), ["features"], ["logits"])
+
+    return {
+        "trunk": partial(trunk, lambda module: module, images, "images"),
+        "pixels_trunk": partial(trunk, lambda module: FromPixels(module, checkpoint.manifest.input), pixels, "pixels"),
+        "gate": gate,
+        **{_body(width): partial(body, width) for width in range(len(net.ladder))},
+    }

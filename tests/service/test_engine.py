@@ -4,21 +4,30 @@ import time
 import numpy as np
 import pytest
 import torch
-from support import TINY_INPUT, random_image, tiny_net
+from support import TINY_INPUT, random_image
 
-from models.transform import load_image
-from service.engine.measure import BATCH_SIZES, measure
+from models.checkpoint import load, resolve
+from models.export import to_onnx
+from models.transform import load_image, load_pixels, normalise
+from service.engine.base import TrunkResult
+from service.engine.graphs import SessionFactory
+from service.engine.measure import LARGEST_BATCH, Work, measure
 from service.engine.onnx import OnnxEngine
 
 
 @pytest.fixture(scope="module")
-def net():
-    return tiny_net(3)
+def checkpoint(repository):
+    return load(resolve(repository, "tiny"))
 
 
 @pytest.fixture(scope="module")
-def engine(net):
-    return OnnxEngine(net, workers=2)
+def net(checkpoint):
+    return checkpoint.net
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint):
+    return OnnxEngine(checkpoint, 2, SessionFactory(None))
 
 
 def close(found, expected):
@@ -37,6 +46,16 @@ def test_the_engine_computes_what_the_supernet_computes_at_every_width_and_batch
             assert close(engine.body(width, features), net(x, width).numpy())
 
 
+def test_pixels_and_normalised_images_are_the_same_to_the_trunk(engine):
+    pixels = [load_pixels(random_image(seed), TINY_INPUT) for seed in range(3)]
+    floats = [normalise(p, TINY_INPUT) for p in pixels]
+    expected, gate_inputs = engine.trunk(floats)
+    for images in (pixels, [pixels[0], floats[1], pixels[2]]):
+        features, inputs = engine.trunk(images)
+        assert close(np.stack(features), np.stack(expected))
+        assert close(inputs, gate_inputs)
+
+
 def test_features_of_different_batches_may_share_one(net, engine):
     images = [load_image(random_image(seed), TINY_INPUT) for seed in range(4)]
     features = [engine.trunk(images[:1]).features[0], *engine.trunk(images[1:]).features]
@@ -47,18 +66,17 @@ def test_features_of_different_batches_may_share_one(net, engine):
 
 
 class SlowEngine:
-    """Needs 20 ms for everything and counts its calls."""
+    """Needs 20 ms for every trunk and body, whatever the batch, and counts its calls."""
 
-    calls = 0
+    def __init__(self):
+        self.calls = 0
 
     def _work(self, count, columns):
-        SlowEngine.calls += 1
+        self.calls += 1
         time.sleep(0.02)
         return np.zeros((count, columns), np.float32)
 
     def trunk(self, images):
-        from service.engine.base import TrunkResult
-
         return TrunkResult(list(images), self._work(len(images), 2))
 
     def gate(self, inputs):
@@ -68,16 +86,90 @@ class SlowEngine:
         return self._work(len(features), 3)
 
 
-def test_measuring_fills_the_table_and_stops_when_its_time_is_up():
-    table = measure(SlowEngine(), 3, (3, 4, 4), limit_s=0.1, cancelled=threading.Event())
-    assert set(table.seconds_by_batch) == {(w, b) for w in (None, 0, 1, 2) for b in BATCH_SIZES}
-    assert all(seconds >= 0.02 for seconds in table.seconds_by_batch.values())
-    # One warm-up and one timed run each, where the time is up at once; and the first trunk.
-    assert SlowEngine.calls == 2 * len(table.seconds_by_batch) + 1
+class LinearEngine(SlowEngine):
+    """Needs 2 ms for every image: larger batches never pay."""
+
+    def _work(self, count, columns):
+        time.sleep(0.002 * count)
+        return np.zeros((count, columns), np.float32)
 
 
-def test_measuring_stops_when_it_is_cancelled():
+def test_batch_sizes_grow_as_long_as_they_pay(checkpoint):
+    sizes = {(None, 2**k) for k in range(7)} | {(0, 2**k) for k in range(7)}
+    timings = measure(Work(SlowEngine(), checkpoint), 1, 0.01, threading.Event())
+    assert {(t.width, t.batch) for t in timings} == sizes  # 20 ms for 64 images is a bargain
+    timings = measure(Work(LinearEngine(), checkpoint), 1, 1.0, threading.Event())
+    assert max(t.batch for t in timings) < LARGEST_BATCH
+    assert {t.width for t in timings if t.batch == 2} == {None, 0}
+
+
+def test_measuring_stops_when_its_time_is_up(checkpoint):
+    engine = SlowEngine()
+    timings = measure(Work(engine, checkpoint), 1, 0.001, threading.Event())
+    assert all(t.runs == 1 and t.p99_s >= t.p50_s >= 0.02 for t in timings)
+    # One warm-up and one timed run each, and the first trunk.
+    assert engine.calls == 2 * len(timings) + 1
+
+
+def test_runs_are_bounded(checkpoint):
+    timings = measure(Work(LinearEngine(), checkpoint), 1, 60.0, threading.Event(), runs=5)
+    assert {t.runs for t in timings} == {5}
+
+
+def test_measuring_stops_when_it_is_cancelled(checkpoint):
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(InterruptedError):
-        measure(SlowEngine(), 3, (3, 4, 4), limit_s=10, cancelled=cancelled)
+        measure(Work(SlowEngine(), checkpoint), 3, 10, cancelled)
+
+
+@pytest.fixture
+def factory(tmp_path):
+    return SessionFactory(tmp_path / "graphs", "digest", "processor")
+
+
+def a_graph(net):
+    return to_onnx(net.subnet(0).slimming, (torch.zeros(2, net.gate.slimming.in_features),), ["x"], ["y"])
+
+
+def answer(session, seed=0):
+    x = np.random.default_rng(seed).normal(size=(3, session.get_inputs()[0].shape[1])).astype(np.float32)
+    return session.run(None, {"x": x})[0]
+
+
+def test_a_kept_graph_is_neither_exported_nor_optimised_again(net, factory):
+    first = factory.session("gate", lambda: a_graph(net))
+    assert factory.graph_bytes["gate"] > 0
+
+    def never():
+        raise AssertionError("exported again")
+
+    again = factory.session("gate", never)
+    assert (answer(first) == answer(again)).all()
+    with pytest.raises(AssertionError, match="exported again"):
+        factory.session("body 0", never)
+
+
+@pytest.mark.parametrize("context", [("other digest", "processor"), ("digest", "other processor")])
+def test_graphs_of_another_checkpoint_or_processor_are_not_taken(net, factory, tmp_path, context):
+    factory.session("gate", lambda: a_graph(net))
+    exported = []
+    SessionFactory(tmp_path / "graphs", *context).session("gate", lambda: exported.append(1) or a_graph(net))
+    assert exported == [1]
+
+
+def test_a_damaged_graph_is_made_again(net, factory, tmp_path):
+    expected = answer(factory.session("gate", lambda: a_graph(net)))
+    (file,) = (tmp_path / "graphs").iterdir()
+    file.write_bytes(b"damaged")
+    assert (answer(factory.session("gate", lambda: a_graph(net))) == expected).all()
+    assert file.stat().st_size > 100
+    assert list((tmp_path / "graphs").iterdir()) == [file]
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(net, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    blocked = SessionFactory(tmp_path / "file" / "graphs", "digest")
+    assert answer(blocked.session("gate", lambda: a_graph(net))).shape[0] == 3
+    nowhere = SessionFactory(None, "digest")
+    assert answer(nowhere.session("gate", lambda: a_graph(net))).shape[0] == 3

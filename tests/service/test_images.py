@@ -11,7 +11,7 @@ import pytest_asyncio
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.transform import InputSpec, load_image
+from models.transform import InputSpec, load_pixels
 from service import images
 from service.errors import BadImageError, TooLargeError
 from service.images import MEDIA_TYPES, ImageDecoder, sniff_media_type
@@ -41,11 +41,11 @@ class SlowCodec:
         self.seen: list[bytes] = []
         self.begun, self.released = threading.Event(), threading.Event()
 
-    def __call__(self, data: bytes, spec: InputSpec, max_pixels: int | None) -> NDArray[np.float32]:
+    def __call__(self, data: bytes, spec: InputSpec, max_pixels: int | None) -> NDArray[np.uint8]:
         self.seen.append(data)
         self.begun.set()
         assert self.released.wait(10)
-        return np.zeros((3, spec.height, spec.width), np.float32)
+        return np.zeros((spec.height, spec.width, 3), np.uint8)
 
     async def has_begun(self) -> None:
         assert await asyncio.to_thread(self.begun.wait, 10)
@@ -54,7 +54,7 @@ class SlowCodec:
 @pytest.fixture
 def codec(monkeypatch: pytest.MonkeyPatch) -> SlowCodec:
     codec = SlowCodec()
-    monkeypatch.setattr(images, "load_image", codec)
+    monkeypatch.setattr(images, "load_pixels", codec)
     return codec
 
 
@@ -66,9 +66,9 @@ async def cancel(task: asyncio.Task[object]) -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 async def test_every_format_becomes_what_training_saw(decoder: ImageDecoder, kind: str) -> None:
-    image_CHW, waited_s, decode_s = await decoder.decode(encoded(kind), SPEC)
-    assert image_CHW.dtype == np.float32
-    np.testing.assert_array_equal(image_CHW, load_image(encoded(kind), SPEC))
+    pixels_HWC, waited_s, decode_s = await decoder.decode(encoded(kind), SPEC)
+    assert pixels_HWC.dtype == np.uint8
+    np.testing.assert_array_equal(pixels_HWC, load_pixels(encoded(kind), SPEC))
     assert 0 < decode_s < 60
     assert 0 <= waited_s < 60
 

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.checkpoint import OperatingPoint
 from models.decision import GateDecision
 from models.training.evaluate import Evaluation
 from models.training.operating import (
@@ -13,6 +14,7 @@ from models.training.operating import (
     fit_calibration,
     sweep,
 )
+from models.training.recipes import OperatingRecipe
 
 MADDS = (10, 20, 40)
 
@@ -65,7 +67,7 @@ def test_a_cost_share_is_kept_and_nearly_used(share):
     assert mean > share * MADDS[-1] - 1 or whole.at(at_cost(whole, share)).decision.lambda_ == 0
 
 
-def test_points_fall_in_cost_and_the_default_is_the_cheapest_that_is_good_enough():
+def test_points_fall_in_cost_and_say_what_the_gate_does_there():
     whole = evaluation()
     points = sweep(whole, (0.9, 0.7, 0.5, 0.4, 0.3, 0.2))
     assert all(
@@ -79,9 +81,24 @@ def test_points_fall_in_cost_and_the_default_is_the_cheapest_that_is_good_enough
         assert sum(point.shares) == pytest.approx(1)
         again = whole.at(GateDecision((0, 1, 2), MADDS, whole.decision.calibration, point.lambda_))
         assert (again.gate_mean_madds, again.gate_accuracy) == (point.madds, point.accuracy)
-    bar = points[1].accuracy
-    chosen = default_point(points, bar, 0.0)
-    assert points[chosen].accuracy >= bar
-    assert all(point.accuracy < bar for point in points[chosen + 1 :])
-    best = max(point.accuracy for point in points)
-    assert points[default_point(points, 2.0, 0.0)].accuracy == best
+
+
+def points_of(*accuracies):
+    """Points that cost 8, 7, ... of the widest slice's 10 multiply-adds."""
+    return [OperatingPoint(0.1 * i, 8.0 - i, accuracy, (1.0,)) for i, accuracy in enumerate(accuracies)]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "share", "drop", "expected"),
+    [
+        ((0.90, 0.90, 0.89, 0.88), 1.0, 0.0, 1),  # the cheapest that is as accurate as the widest
+        ((0.90, 0.90, 0.89, 0.88), 1.0, 0.01, 2),
+        ((0.90, 0.90, 0.89, 0.88), 0.6, 0.0, 2),  # none that is cheap enough is accurate enough: the best of them
+        ((0.90, 0.90, 0.89, 0.895), 0.6, 0.0, 3),
+        ((0.90, 0.90, 0.89, 0.88), 0.1, 0.0, 1),  # none is cheap enough: all compete
+        ((0.80, 0.81, 0.79, 0.78), 1.0, 0.0, 1),  # none is accurate enough: the best
+    ],
+)
+def test_the_default_point(accuracies, share, drop, expected):
+    recipe = OperatingRecipe(default_share=share, tolerated_drop=drop)
+    assert default_point(points_of(*accuracies), (0.9, 10), recipe) == expected

@@ -1,0 +1,100 @@
+"""Optimised graphs on disk, so that a restart neither exports nor optimises anything.
+
+A graph is kept under a key that names everything it depends on: the checkpoint's digest, the graph's
+part of the network, the version of ONNX Runtime and the processor, because the optimiser lays weights
+out for the vector unit it finds. Nothing in the folder is ever needed: what is missing, unreadable or
+cannot be written is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime as ort
+import structlog
+
+log = structlog.get_logger()
+
+LAYOUT = 1
+"""Raise it when the graphs that the engine builds change."""
+
+
+def _options(level: ort.GraphOptimizationLevel) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = level
+    options.log_severity_level = 3  # warnings about constant folding are no news to an operator
+    return options
+
+
+class SessionFactory:
+    """Makes ONNX Runtime sessions of one checkpoint, by way of the cache. Thread-safe.
+
+    folder   where optimised graphs are kept; None: nowhere.
+    context  what every graph depends on beside its part: digest, processor.
+    graph_bytes  size of every graph that was made or found, by part; as optimised where it is kept.
+    """
+
+    def __init__(self, folder: Path | None, *context: str) -> None:
+        self._folder = folder
+        self.graph_bytes: dict[str, int] = {}
+        self._context = (*context, f"onnxruntime {ort.__version__}", f"layout {LAYOUT}")
+
+    def session(self, part: str, export: Callable[[], bytes]) -> ort.InferenceSession:
+        """A session for ``part``; ``export`` makes its graph where no optimised one is kept."""
+        kept = None if self._folder is None else self._file(self._folder, part)
+        if kept is not None and kept.exists():
+            try:
+                session = _load(kept)
+                self.graph_bytes[part] = kept.stat().st_size
+                return session
+            except Exception as error:  # a damaged file raises what the protobuf parser likes
+                log.warning("kept_graph_unreadable", file=str(kept), exc_info=error)
+        graph = export()
+        self.graph_bytes[part] = len(graph)
+        session = self._optimise(graph, kept)
+        if kept is not None and kept.exists():
+            self.graph_bytes[part] = kept.stat().st_size
+        return session
+
+    def _file(self, folder: Path, part: str) -> Path:
+        key = hashlib.sha256("\n".join((*self._context, part)).encode()).hexdigest()
+        return folder / f"{key[:32]}.onnx"
+
+    def _optimise(self, graph: bytes, kept: Path | None) -> ort.InferenceSession:
+        options = _options(ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+        if kept is None:
+            return _start(graph, options)
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            handle, partial = tempfile.mkstemp(dir=kept.parent, suffix=".partial")
+            os.close(handle)
+        except OSError as error:
+            log.warning("graph_not_kept", file=str(kept), error=str(error))
+            return _start(graph, options)
+        try:
+            options.optimized_model_filepath = partial
+            session = _start(graph, options)
+            Path(partial).replace(kept)  # whole or not at all, also between replicas
+            return session
+        except Exception as error:  # no space, or a graph that cannot be written: serve without keeping it
+            log.warning("graph_not_kept", file=str(kept), exc_info=error)
+            return _start(graph, _options(ort.GraphOptimizationLevel.ORT_ENABLE_ALL))
+        finally:
+            with contextlib.suppress(OSError):
+                Path(partial).unlink(missing_ok=True)
+
+
+def _start(graph: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _load(file: Path) -> ort.InferenceSession:
+    # Optimised when it was written; another pass finds nothing and costs what the cache saves.
+    return _start(str(file), _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL))

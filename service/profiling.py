@@ -1,0 +1,120 @@
+"""Profiles: what a checkpoint's slices take on this machine, measured once and kept on disk.
+
+A profile holds for one checkpoint on one processor with one version of one engine; everything else is
+another profile. Without one the service measures at start, within its bound, and keeps that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import structlog
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from models.checkpoint import Checkpoint
+from models.machine import processor_id
+from service.engine.base import Engine
+from service.engine.measure import Timing, Work, measure
+from service.latency import LatencyTable
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileKey:
+    """What a profile holds for. engine: name and version. device: "cpu", "cuda:0"."""
+
+    digest: str
+    engine: str
+    device: str
+    processor: str
+
+    @classmethod
+    def of(cls, digest: str, engine: Engine) -> ProfileKey:
+        return cls(digest, f"{engine.name} {engine.version}", engine.device, processor_id())
+
+    def file(self, folder: Path) -> Path:
+        text = "\n".join((self.digest, self.engine, self.device, self.processor))
+        return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Timings of every part at every batch size that may pay. measured_at: seconds since the epoch."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    key: ProfileKey
+    measured_at: float
+    timings: tuple[Timing, ...]
+    format: Literal[1] = 1
+
+    def table(self) -> LatencyTable:
+        return LatencyTable({(timing.width, timing.batch): timing.p50_s for timing in self.timings})
+
+
+_JSON = TypeAdapter(Profile)
+
+
+def measured(
+    checkpoint: Checkpoint, engine: Engine, limit_s: float, cancelled: threading.Event, runs: int = 15
+) -> Profile:
+    """Measure now; errors as ``measure``."""
+    timings = measure(Work(engine, checkpoint), len(checkpoint.net.ladder), limit_s, cancelled, runs)
+    return Profile(ProfileKey.of(checkpoint.manifest.digest, engine), time.time(), tuple(timings))
+
+
+def run_once(engine: Engine, checkpoint: Checkpoint, timings: Iterable[Timing], cancelled: threading.Event) -> None:
+    """Run every batch of a profile once, so that no request is the first to touch its memory.
+
+    Raises InterruptedError between two batches once ``cancelled`` is set.
+    """
+    work = Work(engine, checkpoint)
+    for timing in timings:
+        if cancelled.is_set():
+            raise InterruptedError("the warm-up was cancelled")
+        work.seconds((timing.width, timing.batch))
+
+
+def kept_profile(folder: Path | None, key: ProfileKey, widths: int) -> Profile | None:
+    """The profile in ``folder``, or None where there is none that holds; a damaged one is logged."""
+    if folder is None or not (file := key.file(folder)).exists():
+        return None
+    try:
+        profile = _JSON.validate_json(file.read_bytes())
+        profile.table()
+        if {timing.width for timing in profile.timings} != {None, *range(widths)}:
+            raise ValueError(f"its slices are not the model's {widths}")
+    except (OSError, ValidationError, ValueError) as error:
+        log.warning("profile_unreadable", file=str(file), error=str(error))
+        return None
+    return profile if profile.key == key else None
+
+
+def keep_profile(folder: Path | None, profile: Profile) -> Path | None:
+    """Write it whole or not at all; None, and a log line, where that is not possible."""
+    if folder is None:
+        return None
+    file = profile.key.file(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=folder, suffix=".partial")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(_JSON.dump_json(profile, indent=1))
+            Path(partial).replace(file)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        log.warning("profile_not_kept", file=str(file), error=str(error))
+        return None
+    return file
