@@ -18,7 +18,7 @@ from PIL import Image
 from models import checkpoint
 from models.checkpoint import Checkpoint
 from models.supernet import StaticSubnet
-from models.transform import decode, normalise, resize, upright_rgb
+from models.transform import U8, InputSpec, load_pixels, normalise, resize, upright_rgb
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
@@ -83,7 +83,7 @@ class Predictor:
             allowed = [k for k in allowed if costs[k] <= budget]
 
         spec = self.manifest.input
-        x = torch.from_numpy(normalise(resize(_picture(image), spec), spec)[None])
+        x = torch.from_numpy(normalise(_pixels(image, spec), spec)[None])
         features, gate_input = self._subnet(0).trunk(x)
         gate_width = None
         if width is None:
@@ -122,7 +122,7 @@ def parse_budget(text: int | str, widest_madds: int) -> int:
     return int(number * widest_madds / 100)
 
 
-def _picture(image: bytes | str | os.PathLike[str] | Image.Image) -> Image.Image:
+def _pixels(image: bytes | str | os.PathLike[str] | Image.Image, spec: InputSpec) -> U8:
     if isinstance(image, Image.Image):
-        return upright_rgb(image.copy())
-    return decode(image if isinstance(image, bytes) else Path(image).read_bytes())
+        return resize(upright_rgb(image.copy()), spec)
+    return load_pixels(image if isinstance(image, bytes) else Path(image).read_bytes(), spec)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,6 +24,8 @@ F32 = NDArray[np.float32]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "box": Image.Resampling.BOX}
 
+SPARE = 1.5
+"""How much larger than asked a JPEG is decoded at least, so that the filter still has something to weigh."""
 _TILE_PIXELS = 2**18  # converted at once: a few MB, nothing beside a large picture
 
 
@@ -85,8 +88,12 @@ class InputSpec:
             raise ValueError(f"input transform: {error!r}") from error
 
 
-def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
+def decode(data: bytes, max_pixels: int | None = None, shorter_side: int | None = None) -> Image.Image:
     """Decode to an RGB picture, upright (EXIF orientation applied); the first frame of an animation.
+
+    shorter_side  pixels that the caller will shrink it to. A JPEG of twice that and more is then decoded at
+                  1/2, 1/4 or 1/8 of its size, at least ``SPARE`` times what is asked: a third of the time
+                  at 4 times the size, and the resized pixels differ by about 1 of 255 in the mean.
 
     Alpha is composed over white, 16-bit grey is scaled to 8 bit, CMYK is converted. The size is
     checked from the header, before any pixel is decoded.
@@ -105,6 +112,9 @@ def decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
         raise ImageTooLargeError(
             f"image is {width}x{height} = {width * height} pixels; allowed: at most {max_pixels} pixels"
         )
+    if shorter_side is not None and picture.format == "JPEG":
+        enough = math.ceil(SPARE * shorter_side)
+        picture.draft(None, (enough, enough))
     try:
         return upright_rgb(picture)
     except Exception as error:  # as above: a broken image must never look like our own fault
@@ -170,7 +180,7 @@ def normalise(pixels: U8, spec: InputSpec) -> F32:
 
 def load_pixels(data: bytes, spec: InputSpec, max_pixels: int | None = None) -> U8:
     """Bytes -> uint8 [H, W, 3], the network's input before ``normalise``; errors as ``decode``."""
-    return resize(decode(data, max_pixels), spec)
+    return resize(decode(data, max_pixels, spec.shorter_side), spec)
 
 
 def load_image(data: bytes, spec: InputSpec, max_pixels: int | None = None) -> F32:

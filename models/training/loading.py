@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from models.transform import FORMATS, U8, ImageError, ImageTooLargeError, InputSpec, decode, resize
+from models.transform import FORMATS, U8, ImageError, ImageTooLargeError, InputSpec, load_pixels
 
 _SUFFIXES = {f".{name.lower()}" for name in FORMATS} | {".jpg"}
 
@@ -87,7 +87,7 @@ class EncodedImages:
         name = self.names[index]
         data = self.files.read(name)
         try:
-            return resize(decode(data), self.spec)
+            return load_pixels(data, self.spec)
         except (ImageError, ImageTooLargeError) as error:
             raise ImageError(f"{self.files.path}: {name}: {error}") from error
 

@@ -19,6 +19,7 @@ from models.transform import (
     InputSpec,
     decode,
     load_image,
+    load_pixels,
     normalise,
     resize,
     upright_rgb,
@@ -357,3 +358,34 @@ def test_the_spec_round_trips_through_json():
 def test_a_spec_that_means_nothing(change, message):
     with pytest.raises(ValueError, match=message):
         InputSpec.from_json(spec(16, 20, 24).to_json() | change)
+
+
+def photograph(side: int) -> bytes:
+    """A JPEG with detail at all scales."""
+    rng = np.random.default_rng(0)
+    pixels = sum(
+        np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((side, side)), np.float32)
+        for n in (4, 16, 64, 256)
+    )
+    buffer = io.BytesIO()
+    Image.fromarray((pixels / 4).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("side", "decoded"), [(64, 64), (95, 95), (96, 96), (191, 191), (192, 96), (384, 96), (800, 100)]
+)
+def test_large_jpegs_are_decoded_small_but_never_smaller_than_the_filter_needs(side, decoded):
+    assert decode(photograph(side), shorter_side=64).size == (decoded, decoded)
+    assert decode(photograph(side)).size == (side, side)
+
+
+def test_decoding_small_changes_the_network_input_by_little():
+    spec = InputSpec(64, 64, (0.5,) * 3, (0.2,) * 3, shorter_side=72)
+    whole = resize(decode(photograph(512)), spec).astype(int)
+    assert np.abs(load_pixels(photograph(512), spec) - whole).mean() < 1.5
+
+
+def test_the_pixel_limit_counts_what_the_file_announces():
+    with pytest.raises(ImageTooLargeError, match="512x512"):
+        decode(photograph(512), 1000, shorter_side=16)
