@@ -18,7 +18,7 @@ from service.api import classify, openapi, ops
 from service.api.middleware import LastWord, RequestEnvelope
 from service.api.problems import Problems
 from service.api.state import ServiceState
-from service.hosting import HostedModel, gate_decision, warm_up
+from service.hosting import HostedModel, chosen_device, gate_decision, warm_up
 from service.images import ImageDecoder
 from service.latency import LatencyTable
 from service.pipeline import Pipeline
@@ -36,8 +36,10 @@ DRAIN_POLL_S = 0.02
 def load_checkpoints(settings: Settings) -> dict[str, Checkpoint]:
     """Read and verify every model that the settings name.
 
-    Raises CheckpointError, which says which is bad, and why; SettingError when one lacks the operating point.
+    Raises CheckpointError, which says which is bad, and why; SettingError when one lacks the operating point,
+    or the device is not there.
     """
+    chosen_device(settings)
     checkpoints = {name: load(resolve(settings.repository, name, None)) for name in settings.model}
     for checkpoint in checkpoints.values():
         gate_decision(checkpoint.manifest, settings)

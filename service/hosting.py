@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 
 import structlog
+import torch
 
 from models.checkpoint import Checkpoint, Manifest
 from models.decision import GateDecision
@@ -16,6 +17,7 @@ from service.batcher import Batcher, Rules
 from service.engine.base import Engine
 from service.engine.graphs import SessionFactory
 from service.engine.onnx import OnnxEngine
+from service.engine.torch_engine import TorchEngine
 from service.latency import LatencyTable
 from service.profiling import ProfileKey, keep_profile, kept_profile, measured, run_once
 from service.request import Entry, Route, SliceFacts
@@ -54,8 +56,25 @@ class WarmEngine:
     table: LatencyTable
 
 
+def chosen_device(settings: Settings) -> str:
+    """Where ``settings`` put the models: "cpu", "cuda" or "cuda:N".
+
+    Raises SettingError for a device that is not there, and for an engine that cannot use it.
+    """
+    gpus = torch.cuda.device_count()
+    device = settings.device if settings.device != "auto" else "cuda" if gpus else "cpu"
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
+        raise SettingError(f"setting device is {device}; PyTorch finds {gpus} CUDA devices")
+    if device != "cpu" and settings.engine == "onnxruntime":
+        raise SettingError(f"setting engine is onnxruntime, device {device}; allowed there: auto, torch")
+    return device
+
+
 def build_engine(checkpoint: Checkpoint, settings: Settings) -> Engine:
-    """Every slice on the device, from kept graphs where there are any; blocks."""
+    """Every slice on the device, from kept graphs where there are any; blocks. Errors as ``chosen_device``."""
+    device = chosen_device(settings)
+    if device != "cpu" or settings.engine == "torch":
+        return TorchEngine(checkpoint, settings.worker_slots if device == "cpu" else settings.workers or 1, device)
     factory = SessionFactory(settings.cache_folder / "graphs", checkpoint.manifest.digest, processor_id())
     return OnnxEngine(checkpoint, settings.worker_slots, factory)
 

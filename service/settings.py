@@ -52,8 +52,16 @@ class Settings(BaseSettings):
         [], description="origins that browsers may call from; none by default"
     )
 
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu, cuda or cuda:N; auto takes a GPU where PyTorch finds one",
+    )
+    engine: Literal["auto", "onnxruntime", "torch"] = Field(
+        "auto", description="auto: ONNX Runtime on the CPU, PyTorch on CUDA"
+    )
     workers: int = Field(
-        0, ge=0, description="batches that run at once; 0 = one per core. More than cores only adds waiting"
+        0, ge=0, description="batches that run at once; 0 = one per core, on CUDA 1. More than cores only adds waiting"
     )
     queue_capacity_images: int = Field(
         256, ge=1, description="images admitted and not answered; a larger queue refuses less and waits longer"
@@ -128,7 +136,7 @@ class Settings(BaseSettings):
 
     @property
     def worker_slots(self) -> int:
-        """Batches that run at once."""
+        """Batches that run at once on the CPU."""
         return self.workers or usable_cores()
 
     @property

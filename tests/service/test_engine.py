@@ -13,6 +13,7 @@ from service.engine.base import TrunkResult
 from service.engine.graphs import SessionFactory
 from service.engine.measure import LARGEST_BATCH, Work, measure
 from service.engine.onnx import OnnxEngine
+from service.engine.torch_engine import TorchEngine
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,25 @@ def net(checkpoint):
     return checkpoint.net
 
 
-@pytest.fixture(scope="module")
-def engine(checkpoint):
+@pytest.fixture(scope="module", params=["onnxruntime", "torch"])
+def engine(request, checkpoint):
+    if request.param == "torch":
+        return TorchEngine(checkpoint, 2, "cpu")
     return OnnxEngine(checkpoint, 2, SessionFactory(None))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_gpu_computes_in_half_precision_what_the_supernet_computes(net, checkpoint):
+    engine = TorchEngine(checkpoint, 1, "cuda")
+    pixels = [load_pixels(random_image(seed), TINY_INPUT) for seed in range(5)]
+    x = torch.from_numpy(np.stack([normalise(p, TINY_INPUT) for p in pixels]))
+    features, gate_inputs = engine.trunk(pixels)
+    with torch.no_grad():
+        expected = net.gate_logits(net.trunk(x).gate_input).numpy()
+        assert np.abs(engine.gate(gate_inputs) - expected).max() <= 0.02 * np.abs(expected).max()
+        for width in range(len(net.ladder)):
+            expected = net(x, width).numpy()
+            assert np.abs(engine.body(width, features) - expected).max() <= 0.02 * np.abs(expected).max()
 
 
 def close(found, expected):

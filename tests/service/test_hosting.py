@@ -11,6 +11,7 @@ from models.checkpoint import Measured, load, resolve, save
 from models.transform import load_image
 from service.api.schemas import ModelInfo
 from service.app import load_checkpoints
+from service.hosting import chosen_device
 from service.settings import SettingError
 
 IMAGES = [random_image(seed) for seed in range(100, 148)]
@@ -81,6 +82,34 @@ def test_models_show_their_operating_points_and_the_one_in_use(start, calibrated
         "operating_point": 1,
     }
     assert plain == {"choices": [0, 1, 3], "operating_points": [], "operating_point": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "cuda"}, "setting device is cuda; PyTorch finds 0 CUDA devices"),
+        ({"device": "cuda:7"}, "setting device is cuda:7; PyTorch finds 0 CUDA devices"),
+    ],
+)
+def test_a_device_that_is_not_there_stops_the_start(make_settings, monkeypatch, changes, message):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(SettingError, match=message):
+        load_checkpoints(make_settings(**changes))
+
+
+def test_an_engine_that_cannot_use_the_device_stops_the_start(make_settings, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(SettingError, match="engine is onnxruntime, device cuda; allowed there: auto, torch"):
+        load_checkpoints(make_settings(engine="onnxruntime"))
+    assert chosen_device(make_settings()) == "cuda"
+    assert chosen_device(make_settings(device="cpu")) == "cpu"
+
+
+def test_pytorch_serves_on_the_cpu_when_asked_to(start):
+    with start(engine="torch", device="cpu") as server:
+        answer = server.client.post("/v1/classify", content=random_image(1), headers={"content-type": "image/png"})
+        assert answer.status_code == 200
+        assert 'engine="torch"' in server.client.get("/metrics").text
 
 
 @pytest.mark.parametrize("point", [3, -1])

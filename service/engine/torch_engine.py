@@ -1,0 +1,78 @@
+"""PyTorch: the engine of CUDA devices. It runs on the CPU as well, there in float32.
+
+On CUDA the slices are channels-last in half precision, features stay on the device between trunk and
+body, and images cross over as bytes from pinned memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.checkpoint import Checkpoint
+from models.cost import count_parameters
+from models.export import FromPixels, fold_batch_norm
+from models.transform import U8, normalise
+from service.engine.base import F32, Image, TrunkResult
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class TorchEngine:
+    """All widths of one checkpoint as static modules on one device. device: "cpu", "cuda", "cuda:1"."""
+
+    name = "torch"
+    version = str(torch.__version__)
+
+    def __init__(self, checkpoint: Checkpoint, workers: int, device: str) -> None:
+        self.device, self.workers = device, workers
+        self._dtype = torch.float16 if device.startswith("cuda") else torch.float32
+        self._input, net = checkpoint.manifest.input, checkpoint.net
+        narrowest = net.subnet(0)
+        self._trunk = self._placed(narrowest.trunk)
+        # Scale and shift stay in float32: half precision has 11 bits, and pixels use 8 of them already.
+        self._normalise = FromPixels(nn.Identity(), self._input).to(device)
+        self._gate = narrowest.slimming.float().cpu()  # its input comes back to the CPU anyway
+        self._bodies = [self._placed(net.subnet(width).body) for width in range(len(net.ladder))]
+        size = torch.finfo(self._dtype).bits // 8
+        parts = {"trunk": self._trunk} | {f"body {width}": body for width, body in enumerate(self._bodies)}
+        self.part_bytes: Mapping[str, int] = {part: size * count_parameters(module) for part, module in parts.items()}
+
+    def _placed(self, module: M) -> M:
+        placed = fold_batch_norm(module).to(self.device, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cast(M, placed)
+
+    @torch.inference_mode()
+    def trunk(self, images: Sequence[Image]) -> TrunkResult:
+        if all(image.dtype == np.uint8 for image in images):
+            x_NCHW = self._normalise(self._moved(np.stack(images)))
+        else:
+            x_NCHW = self._moved(np.stack([self._normalised(image) for image in images]))
+        features, gate_inputs = self._trunk(x_NCHW.to(self._dtype, memory_format=torch.channels_last))
+        return TrunkResult(features.unbind(), _numpy(gate_inputs))
+
+    @torch.inference_mode()
+    def gate(self, gate_inputs_NR: F32) -> F32:
+        return _numpy(self._gate(torch.from_numpy(gate_inputs_NR)))
+
+    @torch.inference_mode()
+    def body(self, width: int, features: Sequence[Tensor]) -> F32:
+        stacked_NCHW = torch.stack(list(features)).contiguous(memory_format=torch.channels_last)
+        return _numpy(self._bodies[width](stacked_NCHW))
+
+    def _moved(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self._dtype == torch.float16 else tensor
+
+    def _normalised(self, image: Image) -> Image:
+        return normalise(cast(U8, image), self._input) if image.dtype == np.uint8 else image
+
+
+def _numpy(tensor: Tensor) -> F32:
+    array: F32 = tensor.float().cpu().numpy()
+    return array
