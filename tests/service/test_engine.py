@@ -2,9 +2,11 @@ import threading
 import time
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from support import TINY_INPUT, random_image
+from torch import nn
 
 from models.checkpoint import load, resolve
 from models.export import to_onnx
@@ -190,3 +192,47 @@ def test_a_folder_that_cannot_be_written_costs_only_time(net, tmp_path):
     assert answer(blocked.session("gate", lambda: a_graph(net))).shape[0] == 3
     nowhere = SessionFactory(None, "digest")
     assert answer(nowhere.session("gate", lambda: a_graph(net))).shape[0] == 3
+
+
+class Excited(nn.Module):
+    """Two convolutions around a squeeze-excite on ``channels`` channels."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 32, 1)
+        self.squeeze, self.excite = nn.Conv2d(channels, 16, 1), nn.Conv2d(16, channels, 1)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        scale = self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.last(x * scale)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(32, 14), (48, 7), (16, 5), (24, 6), (12, 8)])
+def test_multiplications_stay_blocked_and_compute_the_same(tmp_path, channels, size):
+    torch.manual_seed(channels)
+    net = Excited(channels).eval()
+    graph = to_onnx(net, (torch.zeros(2, 3, size, size),), ["x"], ["y"])
+    factory = SessionFactory(tmp_path, "digest")
+    sessions = [factory.session("all", lambda: graph), factory.session("all", None)]
+    for count in (1, 2, 5):
+        x = torch.randn(count, 3, size, size)
+        with torch.no_grad():
+            expected = net(x).numpy()
+        for session in sessions:
+            assert close(session.run(None, {"x": x.numpy()})[0], expected)
+    (file,) = tmp_path.glob("*.onnx")
+    operators = [node.op_type for node in onnx.load(str(file)).graph.node]
+    if "ReorderInput" in operators or "ReorderOutput" in operators:  # a processor with a blocked layout
+        assert operators.count("Tile") == (channels % 16 == 0)
+
+
+def test_a_layout_that_is_guessed_wrong_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.engine.graphs.BLOCKS", (4, 2))
+    net = Excited(32).eval()
+    graph = to_onnx(net, (torch.zeros(2, 3, 14, 14),), ["x"], ["y"])
+    session = SessionFactory(tmp_path, "digest").session("all", lambda: graph)
+    x = torch.randn(3, 3, 14, 14)
+    with torch.no_grad():
+        assert close(session.run(None, {"x": x.numpy()})[0], net(x).numpy())
+    assert "Tile" not in {node.op_type for node in onnx.load(str(next(tmp_path.glob("*.onnx")))).graph.node}
