@@ -1,8 +1,8 @@
 """The asyncio shell of one model: feeds free workers from the scheduler and keeps every promise.
 
-Two steps per image: the trunk (and the gate) on a mixed batch, then the body at the decided width on
-a dense batch. Everything here runs on the event loop except ``_run_trunk`` and ``_run_body``, which
-run on worker threads and touch the engine only.
+Two steps per image: the trunk and the gate on a mixed batch, then the body at the decided width on a
+dense batch. An image with a forced slice takes both in one. Everything here runs on the event loop except
+``_run_trunk``, ``_run_body`` and ``_run_whole``, which run on worker threads and touch the engine only.
 
 An image whose caller has gone, or whose deadline has passed, is dropped when a batch is formed and
 never disturbs its batch-mates; a batch that fails fails alone; a closed batcher answers everything.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from service.engine.base import F32, Engine, Feature, Image
 from service.errors import BackendError, DeadlineExceededError, DrainingError, SlicewiseError
-from service.request import Batch, Entry, Route, Window
+from service.request import Batch, Bucket, Entry, Route, Step, Window
 from service.scheduler import Scheduler, Selection
 from service.telemetry import ModelTelemetry, width_label
 
@@ -78,11 +78,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _AfterTrunk:
-    """An entry's payload between trunk and body. The gate's logits and wish are None for a forced width."""
+    """An entry's payload between trunk and body."""
 
     feature: Feature
-    gate_logits_G: F32 | None = None
-    gate_width: int | None = None
+    gate_logits_G: F32
+    gate_width: int
 
 
 class Ticket:
@@ -113,6 +113,7 @@ class Batcher:
         self._pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="engine")
         self._running: dict[asyncio.Task[None], Batch] = {}
         self._closed = self._stopped = False
+        self._steps = {Step.TRUNK: self._step_trunk, Step.BODY: self._step_body, Step.WHOLE: self._step_whole}
 
     @property
     def waiting(self) -> int:
@@ -131,18 +132,14 @@ class Batcher:
         if self.waiting >= self._capacity:
             self._drop(self._scheduler.prune(now_s))
         ticket = Ticket(asyncio.get_running_loop().create_future())
-        self._scheduler.push(
-            Entry(
-                promise=ticket,
-                payload=order.image,
-                window=order.window,
-                arrived_s=order.arrived_s,
-                due_s=order.due_s,
-                queued_s=now_s,
-                deadline_s=order.deadline_s,
-                urgency=order.urgency,
-            )
-        )
+        entry = Entry(
+            promise=ticket, payload=order.image, window=order.window, arrived_s=order.arrived_s, due_s=order.due_s,
+            queued_s=now_s, deadline_s=order.deadline_s, urgency=order.urgency,
+        )  # fmt: skip
+        if order.window.forced is not None:
+            route = self._rules.route(entry, None, now_s)
+            entry = replace(entry, route=route, bucket=Bucket(Step.WHOLE, route.width))
+        self._scheduler.push(entry)
         self._pump()
         limit_s = None if order.deadline_s == math.inf else order.deadline_s - now_s
         try:
@@ -191,14 +188,10 @@ class Batcher:
         for entry in batch.entries:
             _set_running(entry, True)
         try:
-            if batch.width is None:
-                await self._step_trunk(batch, now_s)
-            else:
-                await self._step_body(batch, batch.width, now_s)
+            await self._steps[batch.bucket.step](batch, now_s)
         except Exception as error:  # the engine is foreign code; its failure is this batch's answer
-            log.error(
-                "batch_failed", width=width_label(batch.width, "trunk"), images=len(batch.entries), exc_info=error
-            )
+            width = width_label(batch.bucket.width, "trunk")
+            log.error("batch_failed", width=width, images=len(batch.entries), exc_info=error)
             for entry in batch.entries:
                 self._forget_trunk_row(entry)
                 _break(entry, BackendError(f"the model failed on a batch of {len(batch.entries)} images"))
@@ -213,47 +206,79 @@ class Batcher:
         done_s = time.monotonic()
         for entry, after in zip(batch.entries, results, strict=True):
             _set_running(entry, False)
+            route = self._rules.route(entry, after.gate_width, done_s)
             self._scheduler.push(
                 replace(
                     entry,
                     payload=after,
-                    route=self._rules.route(entry, after.gate_width, done_s),
+                    bucket=Bucket(Step.BODY, route.width),
+                    route=route,
                     queued_s=done_s,
                     waited_s=entry.waited_s + now_s - entry.queued_s,
                     trunk_s=seconds,
                 )
             )
 
-    async def _step_body(self, batch: Batch, width: int, now_s: float) -> None:
+    async def _step_body(self, batch: Batch, now_s: float) -> None:
+        width = batch.bucket.width
+        assert width is not None, "a body has a width: this is a bug"
         loop = asyncio.get_running_loop()
         logits_NK, seconds = await loop.run_in_executor(self._pool, partial(self._run_body, width, batch.entries))
         self._telemetry.batch_done(width, len(batch.entries), seconds)
         for entry, logits_K in zip(batch.entries, logits_NK, strict=True):
-            assert entry.route is not None, "a body batch holds routed entries: this is a bug"
-            self._telemetry.body_row(entry.route)
-            if not np.isfinite(logits_K).all():
-                _break(entry, BackendError("the model answered this image with numbers that are not finite"))
-                continue
-            queue_s = entry.waited_s + now_s - entry.queued_s
-            _keep(entry, Outcome(logits_K, entry.payload.gate_logits_G, entry.route, queue_s, entry.trunk_s, seconds))
+            self._answer(entry, logits_K, entry.payload.gate_logits_G, now_s, entry.trunk_s, seconds)
+
+    async def _step_whole(self, batch: Batch, now_s: float) -> None:
+        width, rows = batch.bucket.width, len(batch.entries)
+        assert width is not None, "a whole network has a width: this is a bug"
+        loop = asyncio.get_running_loop()
+        spent_s: list[float] = []
+        try:
+            logits_NK = await loop.run_in_executor(self._pool, self._run_whole, width, batch.entries, spent_s)
+        finally:
+            if spent_s:
+                self._telemetry.batch_done(None, rows, spent_s[0])
+            if len(spent_s) == 1:  # the body failed
+                for _ in batch.entries:
+                    self._telemetry.trunk_row(None, False)
+        trunk_s, body_s = spent_s
+        self._telemetry.batch_done(width, rows, body_s)
+        for entry, logits_K in zip(batch.entries, logits_NK, strict=True):
+            self._answer(entry, logits_K, None, now_s, trunk_s, body_s)
+
+    def _answer(
+        self, entry: Entry, logits_K: F32, gate_logits_G: F32 | None, now_s: float, trunk_s: float, body_s: float
+    ) -> None:
+        """Account one computed image and keep its promise; ``now_s``: when its last batch was dispatched."""
+        assert entry.route is not None, "only routed entries reach a body: this is a bug"
+        self._telemetry.body_row(entry.route)
+        if not np.isfinite(logits_K).all():
+            _break(entry, BackendError("the model answered this image with numbers that are not finite"))
+            return
+        queue_s = entry.waited_s + now_s - entry.queued_s
+        _keep(entry, Outcome(logits_K, gate_logits_G, entry.route, queue_s, trunk_s, body_s))
 
     def _run_trunk(self, entries: Sequence[Entry]) -> tuple[list[_AfterTrunk], float]:
-        """On a worker: the trunk for all rows, gate and wish for those whose width is not forced."""
+        """On a worker: trunk, gate and wishes."""
         start_s = time.perf_counter()
         features, gate_inputs_NR = self._engine.trunk([entry.payload for entry in entries])
-        after = [_AfterTrunk(feature) for feature in features]
-        gated = [row for row, entry in enumerate(entries) if entry.window.forced is None]
-        if gated:
-            logits_NG = self._engine.gate(gate_inputs_NR[gated] if len(gated) < len(entries) else gate_inputs_NR)
-            wishes = self._rules.wish(logits_NG).tolist()
-            for row, logits_G, gate_width in zip(gated, logits_NG, wishes, strict=True):
-                after[row] = _AfterTrunk(features[row], logits_G, gate_width)
-        return after, time.perf_counter() - start_s
+        logits_NG = self._engine.gate(gate_inputs_NR)
+        rows = zip(features, logits_NG, self._rules.wish(logits_NG).tolist(), strict=True)
+        return [_AfterTrunk(*row) for row in rows], time.perf_counter() - start_s
 
     def _run_body(self, width: int, entries: Sequence[Entry]) -> tuple[F32, float]:
         start_s = time.perf_counter()
         logits_NK = self._engine.body(width, [entry.payload.feature for entry in entries])
         return logits_NK, time.perf_counter() - start_s
+
+    def _run_whole(self, width: int, entries: Sequence[Entry], spent_s: list[float]) -> F32:
+        """On a worker: trunk and body. Appends the seconds of each as soon as it is done."""
+        start_s = time.perf_counter()
+        features = self._engine.trunk([entry.payload for entry in entries]).features
+        spent_s.append(time.perf_counter() - start_s)
+        logits_NK = self._engine.body(width, features)
+        spent_s.append(time.perf_counter() - start_s - spent_s[0])
+        return logits_NK
 
     def _drop(self, selection: Selection) -> None:
         """Account entries that will never be computed and answer those that still have a caller."""
@@ -266,13 +291,13 @@ class Batcher:
 
     def _forget_trunk_row(self, entry: Entry) -> None:
         """Account the trunk row of an entry whose body will never run."""
-        if entry.route is not None:
-            self._telemetry.trunk_row(None, entry.route.gate_width is not None)
+        if entry.bucket.step is Step.BODY:
+            self._telemetry.trunk_row(None, True)
 
     def _publish_queues(self) -> None:
         gauge, model = self._telemetry.telemetry.queue_images, self._telemetry.labels.model
-        for width in self._scheduler.widths:
-            gauge.labels(model, width_label(width, "trunk")).set(self._scheduler.waiting(width))
+        for width, images in self._scheduler.waiting().items():
+            gauge.labels(model, width_label(width, "trunk")).set(images)
 
 
 def _missed(order: Order, outcome: str) -> DeadlineExceededError:

@@ -20,7 +20,7 @@ from service.engine.onnx import OnnxEngine
 from service.engine.torch_engine import TorchEngine
 from service.latency import LatencyTable
 from service.profiling import ProfileKey, keep_profile, kept_profile, measured, run_once
-from service.request import Entry, Route, SliceFacts
+from service.request import BEFORE_TRUNK, Bucket, Entry, Route, SliceFacts, Step
 from service.routing import route
 from service.scheduler import Scheduler
 from service.settings import SettingError, Settings
@@ -117,8 +117,10 @@ class HostedModel:
         telemetry.model_info.labels(
             manifest.name, str(manifest.version), warm.engine.name, warm.engine.device, manifest.digest
         ).set(1)
-        limits: dict[int | None, int] = {None: warm.table.best_batch(None)}
-        limits |= {facts.width: warm.table.best_batch(facts.width) for facts in self.slices}
+        limits = {BEFORE_TRUNK: warm.table.best_batch(None)}
+        for width in range(len(self.slices)):
+            limits[Bucket(Step.BODY, width)] = warm.table.best_batch(width)
+            limits[Bucket(Step.WHOLE, width)] = warm.table.best_whole_batch(width)
         rules = Rules(gate_decision(manifest, settings).widths, self._route)
         self.batcher = Batcher(warm.engine, Scheduler(limits), rules, self.telemetry, self.capacity)
 
@@ -144,7 +146,7 @@ class HostedModel:
         self.admitted -= images
 
     def _route(self, entry: Entry, gate_width: int | None, now_s: float) -> Route:
-        """Routing after the trunk: the gate's wish, inside the window, narrowed to fit the deadline."""
+        """The gate's wish inside the window, narrowed to fit the deadline; before the trunk, the forced slice."""
         wish = entry.window.forced if gate_width is None else gate_width
         assert wish is not None, "the gate runs unless a slice is forced: this is a bug"
 

@@ -60,9 +60,12 @@ class LatencyTable:
 
     def best_batch(self, width: int | None) -> int:
         """The smallest measured batch size within ``PAYS_RATIO`` of the least seconds per image."""
-        per_image_s = {size: self.seconds_by_batch[width, size] / size for size in self._sizes(width)}
-        least_s = min(per_image_s.values())
-        return next(size for size, seconds in per_image_s.items() if seconds * PAYS_RATIO <= least_s)
+        return _smallest_that_pays({size: self.seconds(width, size) for size in self._sizes(width)})
+
+    def best_whole_batch(self, width: int) -> int:
+        """The same for a trunk and the body at ``width`` behind it, run as one."""
+        sizes = sorted({*self._sizes(None), *self._sizes(width)})
+        return _smallest_that_pays({size: self.seconds(None, size) + self.seconds(width, size) for size in sizes})
 
     def image_seconds(self, width: int) -> float:
         """Seconds of one image alone: the trunk, then the body at ``width``."""
@@ -74,6 +77,12 @@ class LatencyTable:
         if not sizes:
             raise KeyError(width)
         return sizes
+
+
+def _smallest_that_pays(seconds_by_size: Mapping[int, float]) -> int:
+    per_image_s = {size: seconds / size for size, seconds in seconds_by_size.items()}
+    least_s = min(per_image_s.values())
+    return next(size for size, seconds in per_image_s.items() if seconds * PAYS_RATIO <= least_s)
 
 
 def _queue(width: int | None) -> str:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Forced = int | Literal["narrowest", "widest"]
 
@@ -84,6 +84,24 @@ class Route:
     gate_width: int | None
 
 
+class Step(StrEnum):
+    """What one batch runs: the trunk (and the gate), the body at one width, or both at a width known before."""
+
+    TRUNK = "trunk"
+    BODY = "body"
+    WHOLE = "whole"
+
+
+class Bucket(NamedTuple):
+    """Where entries wait that may run together. width: a ladder index, None before the trunk."""
+
+    step: Step
+    width: int | None = None
+
+
+BEFORE_TRUNK = Bucket(Step.TRUNK)
+
+
 class Promise(Protocol):
     """The one future of a request; the scheduler only asks whether anybody still waits."""
 
@@ -100,7 +118,8 @@ class Entry:
     waited_s    what it waited in earlier queues.
     trunk_s     seconds of its trunk batch, 0 before the trunk.
     payload     the image before the trunk, its features after it; opaque to everything that decides.
-    route       set after the trunk.
+    bucket      where it waits next.
+    route       set once its width is decided.
     """
 
     promise: Promise
@@ -113,6 +132,7 @@ class Entry:
     urgency: int = 3
     waited_s: float = 0.0
     trunk_s: float = 0.0
+    bucket: Bucket = BEFORE_TRUNK
     route: Route | None = None
 
     def abandoned(self) -> bool:
@@ -122,9 +142,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Entries that run together. width: a ladder index, or None for the trunk."""
+    """Entries of one bucket that run together."""
 
-    width: int | None
+    bucket: Bucket
     entries: tuple[Entry, ...]
 
 

@@ -1,18 +1,20 @@
 """Which images run next, together, at which width. PURE: time is an argument, nothing is computed.
 
-One queue before the trunk and one bucket per width after it. Inside a queue the earliest due entry
-goes first; among queues, the one whose head is due earliest. A worker that is free asks for the next
+One bucket before the trunk, one per width after it, and one per width for images whose width is known
+before their trunk runs. Inside a bucket the earliest due entry goes first; among buckets, the one whose
+head is due earliest. A worker that is free asks for the next
 batch, so no timer is needed while workers are busy, and an idle worker takes what is there at once.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 
-from service.request import Batch, Entry
+from service.request import BEFORE_TRUNK, Batch, Bucket, Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,35 +34,32 @@ class Selection:
 class Scheduler:
     """Queues of one model. Not thread-safe: called on the event loop only.
 
-    batch_limits  most entries per batch, per queue: a ladder index, or None for the trunk. Its keys
-                  are the queues that exist.
+    batch_limits  most entries per batch, per bucket. Its keys are the buckets that exist.
     """
 
-    def __init__(self, batch_limits: Mapping[int | None, int]) -> None:
-        bad = {width: limit for width, limit in batch_limits.items() if limit < 1}
-        if bad or None not in batch_limits:
+    def __init__(self, batch_limits: Mapping[Bucket, int]) -> None:
+        bad = {bucket: limit for bucket, limit in batch_limits.items() if limit < 1}
+        if bad or BEFORE_TRUNK not in batch_limits:
             raise ValueError(
-                f"batch limits need a trunk queue and limits of at least 1 image, got {dict(batch_limits)}"
+                f"batch limits need the trunk's bucket and limits of at least 1 image, got {dict(batch_limits)}"
             )
         self._limits = dict(batch_limits)
-        self._queues: dict[int | None, list[tuple[float, int, Entry]]] = {width: [] for width in batch_limits}
+        self._queues: dict[Bucket, list[tuple[float, int, Entry]]] = {bucket: [] for bucket in batch_limits}
         self._arrivals = count()
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 
-    def waiting(self, width: int | None) -> int:
-        """Entries in one queue; those whose callers have gone count until they are dropped."""
-        return len(self._queues[width])
-
-    @property
-    def widths(self) -> Iterable[int | None]:
-        return self._queues.keys()
+    def waiting(self) -> dict[int | None, int]:
+        """Entries per width, None for those before the trunk; callers who have gone count until they are dropped."""
+        counts: Counter[int | None] = Counter()
+        for bucket, queue in self._queues.items():
+            counts[bucket.width] += len(queue)
+        return dict(counts)
 
     def push(self, entry: Entry) -> None:
-        """Queue an entry: before the trunk while it has no route, then in its width's bucket."""
-        width = None if entry.route is None else entry.route.width
-        heapq.heappush(self._queues[width], (entry.due_s, next(self._arrivals), entry))
+        """Queue an entry in its bucket."""
+        heapq.heappush(self._queues[entry.bucket], (entry.due_s, next(self._arrivals), entry))
 
     def next_batch(self, now_s: float) -> Selection:
         """Take the most urgent batch and drop what nobody can use any more on the way."""
@@ -69,27 +68,27 @@ class Scheduler:
         taken: list[Entry] = []
         for queue in self._queues.values():
             self._drop_dead_heads(queue, now_s, cancelled, expired)
-        heads = [(queue[0][:2], width) for width, queue in self._queues.items() if queue]
+        heads = [(queue[0][:2], bucket) for bucket, queue in self._queues.items() if queue]
         if not heads:
             return Selection(None, tuple(cancelled), tuple(expired))
-        _, width = min(heads, key=lambda head: head[0])
-        queue = self._queues[width]
-        while queue and len(taken) < self._limits[width]:
+        _, bucket = min(heads, key=lambda head: head[0])
+        queue = self._queues[bucket]
+        while queue and len(taken) < self._limits[bucket]:
             taken.append(heapq.heappop(queue)[2])
             self._drop_dead_heads(queue, now_s, cancelled, expired)
-        return Selection(Batch(width, tuple(taken)), tuple(cancelled), tuple(expired))
+        return Selection(Batch(bucket, tuple(taken)), tuple(cancelled), tuple(expired))
 
     def prune(self, now_s: float) -> Selection:
         """Drop every dead entry wherever it stands; called when the queue looks full."""
         cancelled: list[Entry] = []
         expired: list[Entry] = []
-        for width, queue in self._queues.items():
+        for bucket, queue in self._queues.items():
             alive = []
             for item in queue:
                 if not self._sort_out(item[2], now_s, cancelled, expired):
                     alive.append(item)
             heapq.heapify(alive)
-            self._queues[width] = alive
+            self._queues[bucket] = alive
         return Selection(None, tuple(cancelled), tuple(expired))
 
     def clear(self) -> tuple[Entry, ...]:

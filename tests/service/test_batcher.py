@@ -9,7 +9,7 @@ import pytest
 from service.batcher import Batcher, Order, Rules
 from service.engine.base import TrunkResult
 from service.errors import BackendError, DeadlineExceededError, DrainingError
-from service.request import Reason, Route, SliceFacts, Window
+from service.request import BEFORE_TRUNK, Bucket, Reason, Route, SliceFacts, Step, Window
 from service.scheduler import Scheduler
 from service.telemetry import ModelLabels, ModelTelemetry, Telemetry
 
@@ -63,7 +63,8 @@ class Harness:
         model = ModelTelemetry(self.telemetry, ModelLabels("m", "1"), SLICES)
         model._trunk_madds = TRUNK_MADDS  # what describe() takes from the manifest
         self.engine = engine
-        scheduler = Scheduler({None: limit, 0: limit, 1: limit})
+        buckets = [BEFORE_TRUNK, *(Bucket(step, width) for step in (Step.BODY, Step.WHOLE) for width in (0, 1))]
+        scheduler = Scheduler(dict.fromkeys(buckets, limit))
         self.batcher = Batcher(engine, scheduler, Rules(wish, route), model, capacity)
 
     def submit(self, value, *, forced=None, deadline_s=math.inf):
@@ -135,6 +136,21 @@ async def test_a_forced_width_skips_the_gate_beside_images_that_do_not():
     assert (forced.route.width, forced.gate_logits_G) == (1, None)
     assert (forced.route.gate_width, free.route.gate_width) == (None, 0)
     assert (free.route.width, list(free.gate_logits_G)) == (0, [1, 0])
+    assert [2] in h.engine.trunk_batches  # a forced image is no part of a mixed batch
+
+
+async def test_forced_images_of_one_width_run_trunk_and_body_in_one_batch():
+    h = Harness(FakeEngine(), limit=8)
+    h.engine.hold.clear()
+    blocker = h.submit(0)
+    await settle()
+    images = [h.submit(v, forced=v % 2) for v in range(1, 6)]
+    h.engine.hold.set()
+    outcomes = await asyncio.gather(*images)
+    assert [o.logits_K[0] for o in outcomes] == [2, 4, 6, 8, 10]
+    assert {tuple(batch) for batch in h.engine.trunk_batches} == {(0,), (1, 3, 5), (2, 4)}
+    assert all(o.trunk_s > 0 and o.body_s > 0 and o.queue_s > 0 for o in outcomes)
+    await blocker
 
 
 async def test_the_rule_turns_the_logits_of_a_batch_into_wishes_at_once():
@@ -152,7 +168,7 @@ async def test_the_rule_turns_the_logits_of_a_batch_into_wishes_at_once():
     h.engine.hold.set()
     outcomes = await asyncio.gather(blocker, *images)
     assert [o.route.gate_width for o in outcomes] == [1, 0, None, 0, 1]
-    assert seen == [[[1, 0]], [[0, 1], [0, 1], [1, 0]]]
+    assert sorted(seen) == [[[0, 1], [0, 1], [1, 0]], [[1, 0]]]
 
 
 async def test_a_rule_that_fails_fails_its_batch_alone():
@@ -167,11 +183,12 @@ async def test_a_rule_that_fails_fails_its_batch_alone():
     assert (await good).logits_K[0] == 4
 
 
+@pytest.mark.parametrize("forced", [None, 1])
 @pytest.mark.parametrize("poison", [4, -4], ids=["trunk", "body"])
-async def test_a_failing_batch_fails_alone(poison):
+async def test_a_failing_batch_fails_alone(poison, forced):
     h = Harness(FakeEngine(), limit=1)
     h.engine.poison = {poison}
-    good, bad, after = (h.submit(v) for v in (2, 4, 6))
+    good, bad, after = (h.submit(v, forced=forced) for v in (2, 4, 6))
     with pytest.raises(BackendError):
         await bad
     assert [(await t).logits_K[0] for t in (good, after)] == [4, 12]
@@ -257,7 +274,7 @@ async def test_departed_callers_do_not_fill_the_queue():
 
 async def test_the_ledger_is_exact_whatever_happens_to_the_images():
     h = Harness(FakeEngine(workers=2), limit=3)
-    h.engine.poison = {-7}
+    h.engine.poison = {-7, -15, -20}
     rng = np.random.default_rng(0)
     tasks = []
     for value in range(60):

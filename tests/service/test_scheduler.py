@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.request import Entry, Reason, Route, Window
+from service.request import BEFORE_TRUNK, Bucket, Entry, Step, Window
 from service.scheduler import Scheduler
 
-LIMITS = {None: 2, 0: 3, 1: 1}
+BODIES = [Bucket(Step.BODY, 0), Bucket(Step.BODY, 1)]
+LIMITS = {BEFORE_TRUNK: 2, BODIES[0]: 3, BODIES[1]: 1, Bucket(Step.WHOLE, 1): 2}
 
 
 @dataclass
@@ -21,9 +22,8 @@ class Caller:
         return self.gone
 
 
-def entry(width=None, due_s=1.0, deadline_s=math.inf, caller=None, name=None):
-    route = None if width is None else Route(width, Reason.GATE, width)
-    return Entry(caller or Caller(), name, Window(0, 1), 0.0, due_s, 0.0, deadline_s=deadline_s, route=route)
+def entry(bucket=BEFORE_TRUNK, due_s=1.0, deadline_s=math.inf, caller=None, name=None):
+    return Entry(caller or Caller(), name, Window(0, 1), 0.0, due_s, 0.0, deadline_s=deadline_s, bucket=bucket)
 
 
 def test_an_empty_scheduler_has_no_batch():
@@ -39,7 +39,7 @@ def test_the_earliest_due_entry_goes_first_and_batches_keep_their_limit():
 
 
 def test_equal_due_times_keep_the_order_of_arrival():
-    scheduler = Scheduler({None: 8})
+    scheduler = Scheduler({BEFORE_TRUNK: 8})
     for name in range(8):
         scheduler.push(entry(name=name))
     assert [e.payload for e in scheduler.next_batch(0.0).batch.entries] == list(range(8))
@@ -48,9 +48,9 @@ def test_equal_due_times_keep_the_order_of_arrival():
 def test_the_queue_with_the_earliest_head_is_served_first():
     scheduler = Scheduler(LIMITS)
     scheduler.push(entry(due_s=2.0))
-    scheduler.push(entry(width=1, due_s=1.0))
-    assert scheduler.next_batch(0.0).batch.width == 1
-    assert scheduler.next_batch(0.0).batch.width is None
+    scheduler.push(entry(BODIES[1], due_s=1.0))
+    assert scheduler.next_batch(0.0).batch.bucket == BODIES[1]
+    assert scheduler.next_batch(0.0).batch.bucket == BEFORE_TRUNK
 
 
 def test_cancelled_entries_are_dropped_not_computed():
@@ -80,16 +80,24 @@ def test_prune_finds_dead_entries_behind_living_ones():
     assert len(scheduler) == 1
 
 
+def test_waiting_images_are_counted_per_width():
+    scheduler = Scheduler(LIMITS)
+    assert scheduler.waiting() == {None: 0, 0: 0, 1: 0}
+    for bucket in (BEFORE_TRUNK, BODIES[1], Bucket(Step.WHOLE, 1), BEFORE_TRUNK):
+        scheduler.push(entry(bucket))
+    assert scheduler.waiting() == {None: 2, 0: 0, 1: 2}
+
+
 def test_clear_hands_everything_back():
     scheduler = Scheduler(LIMITS)
-    entries = {entry(), entry(width=0), entry(width=1)}
+    entries = {entry(bucket) for bucket in LIMITS}
     for e in entries:
         scheduler.push(e)
     assert set(scheduler.clear()) == entries
     assert len(scheduler) == 0
 
 
-@pytest.mark.parametrize("limits", [{0: 1}, {None: 0}, {None: 1, 0: -1}])
+@pytest.mark.parametrize("limits", [{BODIES[0]: 1}, {BEFORE_TRUNK: 0}, {BEFORE_TRUNK: 1, BODIES[0]: -1}])
 def test_limits_without_a_trunk_or_below_one_are_refused(limits):
     with pytest.raises(ValueError, match="batch limits"):
         Scheduler(limits)
@@ -97,7 +105,7 @@ def test_limits_without_a_trunk_or_below_one_are_refused(limits):
 
 arrivals = st.lists(
     st.tuples(
-        st.sampled_from([None, 0, 1]),  # queue
+        st.sampled_from(list(LIMITS)),
         st.floats(0, 100),  # due
         st.one_of(st.just(math.inf), st.floats(0, 100)),  # deadline
         st.booleans(),  # abandoned before it could run
@@ -119,15 +127,15 @@ def test_nothing_is_lost_nothing_served_twice_and_batches_are_dense(events):
         if selection.batch is None:
             return False
         entries = selection.batch.entries
-        assert 1 <= len(entries) <= LIMITS[selection.batch.width]
-        assert {None if e.route is None else e.route.width for e in entries} == {selection.batch.width}
+        assert 1 <= len(entries) <= LIMITS[selection.batch.bucket]
+        assert {e.bucket for e in entries} == {selection.batch.bucket}
         assert [e.due_s for e in entries] == sorted(e.due_s for e in entries)
         assert all(not e.abandoned() and e.deadline_s > now_s for e in entries)
         served.extend(entries)
         return True
 
-    for width, due_s, deadline_s, gone, ask in events:
-        e = entry(width, due_s, deadline_s, Caller(gone))
+    for bucket, due_s, deadline_s, gone, ask in events:
+        e = entry(bucket, due_s, deadline_s, Caller(gone))
         pushed.append(e)
         scheduler.push(e)
         now_s += 1.0
@@ -144,7 +152,7 @@ def test_nothing_is_lost_nothing_served_twice_and_batches_are_dense(events):
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=40))
 def test_one_queue_drains_in_order_of_due_time(due_times):
-    scheduler = Scheduler({None: 4})
+    scheduler = Scheduler({BEFORE_TRUNK: 4})
     for due_s in due_times:
         scheduler.push(entry(due_s=due_s))
     order = []

@@ -89,7 +89,8 @@ def test_shared_statistics_are_the_widests():
 def test_an_arm_differs_in_targets_seed_and_length_alone():
     arm_recipe = shortened(TOY, "labels", 7, 2)
     assert (arm_recipe.seed, arm_recipe.supernet.targets, arm_recipe.supernet.cycles) == (7, "labels", (2,))
-    restored = replace(arm_recipe.supernet, targets="bootstrapping", cycles=(4,), warmup_epochs=1.0)
+    assert arm_recipe.supernet.ema_decay == pytest.approx(0.8)  # 5 steps in half the run are 10 in the whole
+    restored = replace(arm_recipe.supernet, targets="bootstrapping", cycles=(4,), warmup_epochs=1.0, ema_decay=0.9)
     assert replace(arm_recipe, seed=0, supernet=restored) == TOY
 
 
