@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ARGS ?=
 
-.PHONY: install serve test check format
+.PHONY: install serve test check bench format
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,11 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(ARGS)
+
+# The peers and their decoder are no part of the development environment.
+bench: install
+	$(BIN)/pip install --disable-pip-version-check --extra-index-url $(TORCH_INDEX) --no-build-isolation --editable ".[bench]"
+	$(BIN)/slicewise-load bench $(ARGS)
 
 format: install
 	$(BIN)/ruff format .
