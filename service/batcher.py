@@ -113,6 +113,7 @@ class Batcher:
         self._pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="engine")
         self._running: dict[asyncio.Task[None], Batch] = {}
         self._closed = self._stopped = False
+        telemetry.watch_queues(scheduler.waiting)
         self._steps = {Step.TRUNK: self._step_trunk, Step.BODY: self._step_body, Step.WHOLE: self._step_whole}
 
     @property
@@ -180,7 +181,6 @@ class Batcher:
             task = asyncio.create_task(self._run(selection.batch, now_s), context=contextvars.Context())
             self._running[task] = selection.batch
             task.add_done_callback(self._running.pop)
-        self._publish_queues()
 
     async def _run(self, batch: Batch, now_s: float) -> None:
         """One batch on one worker slot; whatever happens, its entries move on or are answered."""
@@ -293,11 +293,6 @@ class Batcher:
         """Account the trunk row of an entry whose body will never run."""
         if entry.bucket.step is Step.BODY:
             self._telemetry.trunk_row(None, True)
-
-    def _publish_queues(self) -> None:
-        gauge, model = self._telemetry.telemetry.queue_images, self._telemetry.labels.model
-        for width, images in self._scheduler.waiting().items():
-            gauge.labels(model, width_label(width, "trunk")).set(images)
 
 
 def _missed(order: Order, outcome: str) -> DeadlineExceededError:

@@ -20,6 +20,7 @@ from service import profiler
 from service.api.state import ServiceState
 from service.app import create_app, load_checkpoints, refuse_the_rest, wait_until_idle
 from service.hosting import gate_decision
+from service.http1 import server_config
 from service.logs import configure
 from service.profiler import ProfileSettings
 from service.settings import SettingError, Settings, unknown_variables
@@ -92,12 +93,7 @@ def serve(arguments: Sequence[str]) -> int:
 
 def run(app: FastAPI, settings: Settings) -> int:
     """Serve ``app`` until it has drained; 1 when the port is in use or a model could not warm up."""
-    config = uvicorn.Config(
-        # h11 bounds header fields, and keeps the body of a request that offers an upgrade (Java's client
-        # offers h2c on every first request); uvicorn's httptools protocol does neither (docs/adr/0007).
-        app, http="h11", host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
-        timeout_keep_alive=int(settings.keep_alive_s), timeout_graceful_shutdown=FLUSH_S,
-    )  # fmt: skip
+    config = server_config(app, settings, FLUSH_S)
     state: ServiceState = app.state.service
     server = DrainingServer(config, state)
     server.run()

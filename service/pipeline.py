@@ -25,7 +25,7 @@ from service.hosting import HostedModel
 from service.images import Decoded, ImageDecoder
 from service.request import Budget, Prediction, Timings, Window
 from service.routing import window
-from service.telemetry import Telemetry
+from service.telemetry import Telemetry, child
 
 DEFAULT_TOP_K = 5
 
@@ -145,7 +145,7 @@ class Pipeline:
         finally:
             if outcome:
                 total_s = time.monotonic() - request.arrived_s
-                self._telemetry.request_duration.labels(model.manifest.name, outcome).observe(total_s)
+                child(self._telemetry.request_duration, model.manifest.name, outcome).observe(total_s)
                 self._count(request.budget, result)
 
     def _count(self, budget: Budget, result: str) -> None:

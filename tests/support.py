@@ -19,6 +19,7 @@ from models.supernet import Supernet
 from models.training.calibrate import calibrate
 from models.transform import InputSpec, load_image
 from service.app import create_app, load_checkpoints
+from service.http1 import server_config
 
 TINY = DsMbnetConfig(
     input_size=16,
@@ -124,8 +125,7 @@ class Server:
     def __init__(self, settings):
         self.app = create_app(settings, load_checkpoints(settings))
         self.state = self.app.state.service
-        config = uvicorn.Config(self.app, host="127.0.0.1", port=0, http="h11", log_config=None, access_log=False)
-        self.server = uvicorn.Server(config)
+        self.server = uvicorn.Server(server_config(self.app, settings.model_copy(update={"port": 0}), 3))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 
     def __enter__(self):

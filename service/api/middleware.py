@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-import uuid
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.budget_headers import request_id
 from service.api.problems import CLIENT_CLOSED_REQUEST, PROBES, problem_bytes
-from service.telemetry import Telemetry
+from service.telemetry import Telemetry, child
 
 log = structlog.get_logger("service.access")
 
@@ -29,7 +29,7 @@ class RequestEnvelope:
             await self.app(scope, receive, send)
             return
         began_s = time.perf_counter()
-        identity = scope["request_id"] = request_id(scope["headers"]) or uuid.uuid4().hex
+        identity = scope["request_id"] = request_id(scope["headers"]) or os.urandom(16).hex()
         status = CLIENT_CLOSED_REQUEST  # until an answer begins
 
         async def send_with_id(message: Message) -> None:
@@ -47,7 +47,7 @@ class RequestEnvelope:
         finally:
             self.telemetry.in_flight.dec()
             template = getattr(scope.get("route"), "path", "unmatched")
-            self.telemetry.requests.labels(template, str(status)).inc()
+            child(self.telemetry.requests, template, str(status)).inc()
             level = log.debug if template in PROBES else log.info
             level(
                 "request", method=scope["method"], route=template, status=status,

@@ -27,7 +27,7 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 API = ROOT / "docs" / "api.md"
 DATA_FLAGS = ("-F", "-d", "--data", "--data-binary")
 # Errors of the table that have no class of their own.
-UNCLASSED = {(405, "method_not_allowed"), (500, "internal")}
+UNCLASSED = {(405, "method_not_allowed"), (431, "headers_too_large"), (500, "internal")}
 
 
 class Curl(NamedTuple):
