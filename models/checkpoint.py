@@ -137,6 +137,12 @@ class Manifest:
     recipe: dict[str, Any] | None
     digest: str
 
+    @property
+    def network_id(self) -> str:
+        """Digest of all that fixes what is computed from an image: tensors, architecture, config and input."""
+        facts = (self.digest, self.architecture, self.config, self.input.to_json())
+        return _digest(json.dumps(facts, sort_keys=True).encode())
+
     def decision(self, point: int | None = None) -> GateDecision:
         """The gate's rule at an operating point, the default one unless an index is given.
 

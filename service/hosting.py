@@ -75,7 +75,7 @@ def build_engine(checkpoint: Checkpoint, settings: Settings) -> Engine:
     device = chosen_device(settings)
     if device != "cpu" or settings.engine == "torch":
         return TorchEngine(checkpoint, settings.worker_slots if device == "cpu" else settings.workers or 1, device)
-    factory = SessionFactory(settings.cache_folder / "graphs", checkpoint.manifest.digest, processor_id())
+    factory = SessionFactory(settings.cache_folder / "graphs", checkpoint.manifest.network_id, processor_id())
     return OnnxEngine(checkpoint, settings.worker_slots, factory)
 
 
@@ -86,7 +86,7 @@ def warm_up(checkpoint: Checkpoint, settings: Settings, cancelled: threading.Eve
     """
     engine = build_engine(checkpoint, settings)
     folder, net = settings.cache_folder / "profiles", checkpoint.net
-    profile = kept_profile(folder, ProfileKey.of(checkpoint.manifest.digest, engine), len(net.ladder))
+    profile = kept_profile(folder, ProfileKey.of(checkpoint.manifest.network_id, engine), len(net.ladder))
     if profile is None:
         limit_s = settings.profile_limit_s / len(settings.model)
         profile = measured(checkpoint, engine, limit_s, cancelled)

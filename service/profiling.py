@@ -30,19 +30,19 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class ProfileKey:
-    """What a profile holds for. engine: name and version. device: "cpu", "cuda:0"."""
+    """What a profile holds for. network: its id (``Manifest.network_id``). engine: name and version."""
 
-    digest: str
+    network: str
     engine: str
     device: str
     processor: str
 
     @classmethod
-    def of(cls, digest: str, engine: Engine) -> ProfileKey:
-        return cls(digest, f"{engine.name} {engine.version}", engine.device, processor_id())
+    def of(cls, network: str, engine: Engine) -> ProfileKey:
+        return cls(network, f"{engine.name} {engine.version}", engine.device, processor_id())
 
     def file(self, folder: Path) -> Path:
-        text = "\n".join((self.digest, self.engine, self.device, self.processor))
+        text = "\n".join((self.network, self.engine, self.device, self.processor))
         return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
@@ -69,7 +69,7 @@ def measured(
 ) -> Profile:
     """Measure now; errors as ``measure``."""
     timings = measure(Work(engine, checkpoint), len(checkpoint.net.ladder), limit_s, cancelled, runs)
-    return Profile(ProfileKey.of(checkpoint.manifest.digest, engine), time.time(), tuple(timings))
+    return Profile(ProfileKey.of(checkpoint.manifest.network_id, engine), time.time(), tuple(timings))
 
 
 def run_once(engine: Engine, checkpoint: Checkpoint, timings: Iterable[Timing], cancelled: threading.Event) -> None:

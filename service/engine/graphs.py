@@ -1,9 +1,9 @@
 """Optimised graphs on disk, so that a restart neither exports nor optimises anything.
 
-A graph is kept under a key that names everything it depends on: the checkpoint's digest, the graph's
-part of the network, the version of ONNX Runtime and the processor, because the optimiser lays weights
-out for the vector unit it finds. Nothing in the folder is ever needed: what is missing, unreadable or
-cannot be written is built again.
+A graph is kept under a key that names everything it depends on: the network's id, the graph's part of it,
+the version of ONNX Runtime and the processor, because the optimiser lays weights out for the vector unit
+it finds. Nothing in the folder is ever needed: what is missing, unreadable or cannot be written is built
+again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SessionFactory:
     """Makes ONNX Runtime sessions of one checkpoint, by way of the cache. Thread-safe.
 
     folder   where optimised graphs are kept; None: nowhere.
-    context  what every graph depends on beside its part: digest, processor.
+    context  what every graph depends on beside its part: network, processor.
     graph_bytes  size of every graph that was made or found, by part; as optimised where it is kept.
     """
 

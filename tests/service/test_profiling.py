@@ -1,5 +1,6 @@
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 from support import random_image
@@ -35,10 +36,10 @@ def test_a_profile_comes_back_as_it_was_kept(tmp_path, profile):
     assert profile.table().seconds(None, 1) > 0
 
 
-@pytest.mark.parametrize("part", ["digest", "engine", "device", "processor"])
+@pytest.mark.parametrize("part", ["network", "engine", "device", "processor"])
 def test_a_profile_holds_for_what_it_was_measured_on_only(tmp_path, profile, part):
     keep_profile(tmp_path, profile)
-    parts = {name: getattr(profile.key, name) for name in ("digest", "engine", "device", "processor")}
+    parts = {name: getattr(profile.key, name) for name in ("network", "engine", "device", "processor")}
     assert kept_profile(tmp_path, ProfileKey(**(parts | {part: "another"})), 4) is None
 
 
@@ -73,6 +74,17 @@ def test_a_warm_up_keeps_what_it_measured_and_the_next_takes_it(tmp_path, monkey
     monkeypatch.setattr("service.hosting.measured", None)
     again = warm_up(checkpoint, settings, threading.Event())
     assert again.table == first.table
+
+
+def test_another_input_transform_is_another_network(checkpoint):
+    manifest = checkpoint.manifest
+    others = [
+        replace(manifest, input=replace(manifest.input, mean=(0.1, 0.1, 0.1))),
+        replace(manifest, config=manifest.config | {"se_ratio": 0.5}),
+        replace(manifest, digest="sha256:0"),
+    ]
+    assert len({m.network_id for m in (manifest, *others)}) == 4
+    assert replace(manifest, name="renamed", slices=()).network_id == manifest.network_id
 
 
 def test_a_cancelled_warm_up_stops_between_batches(checkpoint, engine, profile):
