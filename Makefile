@@ -31,9 +31,7 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(ARGS)
 
-# The peers and their decoder are no part of the development environment.
 bench: install
-	$(BIN)/pip install --disable-pip-version-check --extra-index-url $(TORCH_INDEX) --no-build-isolation --editable ".[bench]"
 	$(BIN)/slicewise-load bench $(ARGS)
 
 format: install

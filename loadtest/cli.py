@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loadtest.arms import BenchError, Window
 from loadtest.bench import compare
-from loadtest.comparisons import NAMES, Network, Plan, comparisons
+from loadtest.comparisons import LOOP_COMMAND, NAMES, Network, Plan, comparisons
 from loadtest.machine import describe
 from loadtest.plots import draw
 from loadtest.report import markdown
@@ -39,8 +39,8 @@ def _configure_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cifar-repository", type=Path, metavar="DIR", help="its repository, if not the shipped one")
     parser.add_argument("--cifar-model", default="ds_resnet_cifar10", help="network with a trained gate")
     parser.add_argument(
-        "--loop-command", default="", metavar="COMMAND",
-        help="bare loop that prints JSON; {seconds}, {warm_up}, {mix}, {workers} and {images} are filled in",
+        "--loop-command", default=LOOP_COMMAND, metavar="COMMAND",
+        help="bare loop whose last line is JSON; the words in braces are filled in (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--width-mix", default="0:10,3:3,7:2,13:1", metavar="WIDTH:SHARE,...")
     parser.add_argument("--serve-flag", action="append", default=[], metavar="FLAG", help="more for slicewise serve")

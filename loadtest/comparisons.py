@@ -30,6 +30,11 @@ LOOP_SATURATED, LOOP_ONE_CLIENT = "loop_saturated", "loop_one_client"
 GATE_BATCH, GATE_SINGLE = "gate_batch", "gate_single"
 NAMES = (FIXED_FASTAPI, FIXED_LITSERVE, MIX, LOOP_SATURATED, LOOP_ONE_CLIENT, GATE_BATCH, GATE_SINGLE)
 
+LOOP_COMMAND = (
+    "slicewise profile --repository {repository} --model {model} --workers {workers} --loop-only "
+    "--loop-s {seconds} --loop-warm-up-s {warm_up} --loop-images {images} --loop-mix {mix}"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Network:
@@ -48,7 +53,8 @@ class Plan:
     cifar         the network with the trained gate, likewise.
     width_mix     ``WIDTH:SHARE,...`` of the mixed load.
     clients       connections that saturate the machine.
-    loop_command  the bare loop, see ``CommandArm``; also ``{mix}``, ``{workers}`` and ``{images}`` are filled in.
+    loop_command  the bare loop, see ``CommandArm``; ``{mix}``, ``{workers}``, ``{images}``, ``{repository}`` and
+                  ``{model}`` are filled in as well.
     serve_flags   more flags for ``slicewise serve``.
     """
 
@@ -56,7 +62,7 @@ class Plan:
     cifar: Network | None
     width_mix: str
     clients: int
-    loop_command: str = ""
+    loop_command: str = LOOP_COMMAND
     serve_flags: tuple[str, ...] = ()
 
 
@@ -157,8 +163,13 @@ def _peer(name: str, module: str, path: str, plan: Plan, network: Network, flags
 
 
 def _loop(plan: Plan, network: Network, workers: int) -> CommandArm:
-    values = {"{mix}": plan.width_mix, "{workers}": str(workers), "{images}": str(network.images.absolute())}
-    command = shlex.split(plan.loop_command)
+    assert network.repository is not None, "checked when the peers' files were asked for: this is a bug"
+    values = {
+        "{mix}": plan.width_mix, "{workers}": str(workers), "{images}": str(network.images.absolute()),
+        "{repository}": str(network.repository.absolute()), "{model}": network.model,
+    }  # fmt: skip
+    first, *rest = shlex.split(plan.loop_command)
+    command = [script(first), *rest]
     for name, value in values.items():
         command = [argument.replace(name, value) for argument in command]
     return CommandArm(

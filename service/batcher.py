@@ -201,7 +201,13 @@ class Batcher:
 
     async def _step_trunk(self, batch: Batch, now_s: float) -> None:
         loop = asyncio.get_running_loop()
-        results, seconds = await loop.run_in_executor(self._pool, partial(self._run_trunk, batch.entries))
+        spent_s: list[float] = []
+        try:
+            results = await loop.run_in_executor(self._pool, self._run_trunk, batch.entries, spent_s)
+        except BaseException:
+            self._trunk_failed(batch, spent_s)
+            raise
+        seconds = sum(spent_s)
         self._telemetry.batch_done(None, len(batch.entries), seconds)
         done_s = time.monotonic()
         for entry, after in zip(batch.entries, results, strict=True):
@@ -219,6 +225,13 @@ class Batcher:
                 )
             )
 
+    def _trunk_failed(self, batch: Batch, spent_s: list[float]) -> None:
+        """Account the rows of a batch whose trunk had run when something behind it failed."""
+        if spent_s:
+            self._telemetry.batch_done(None, len(batch.entries), spent_s[0])
+            for _ in batch.entries:
+                self._telemetry.trunk_row(None, False)
+
     async def _step_body(self, batch: Batch, now_s: float) -> None:
         width = batch.bucket.width
         assert width is not None, "a body has a width: this is a bug"
@@ -235,13 +248,11 @@ class Batcher:
         spent_s: list[float] = []
         try:
             logits_NK = await loop.run_in_executor(self._pool, self._run_whole, width, batch.entries, spent_s)
-        finally:
-            if spent_s:
-                self._telemetry.batch_done(None, rows, spent_s[0])
-            if len(spent_s) == 1:  # the body failed
-                for _ in batch.entries:
-                    self._telemetry.trunk_row(None, False)
+        except BaseException:
+            self._trunk_failed(batch, spent_s)
+            raise
         trunk_s, body_s = spent_s
+        self._telemetry.batch_done(None, rows, trunk_s)
         self._telemetry.batch_done(width, rows, body_s)
         for entry, logits_K in zip(batch.entries, logits_NK, strict=True):
             self._answer(entry, logits_K, None, now_s, trunk_s, body_s)
@@ -258,13 +269,16 @@ class Batcher:
         queue_s = entry.waited_s + now_s - entry.queued_s
         _keep(entry, Outcome(logits_K, gate_logits_G, entry.route, queue_s, trunk_s, body_s))
 
-    def _run_trunk(self, entries: Sequence[Entry]) -> tuple[list[_AfterTrunk], float]:
-        """On a worker: trunk, gate and wishes."""
+    def _run_trunk(self, entries: Sequence[Entry], spent_s: list[float]) -> list[_AfterTrunk]:
+        """On a worker: trunk, then gate and wishes. Appends the seconds of each as soon as it is done."""
         start_s = time.perf_counter()
         features, gate_inputs_NR = self._engine.trunk([entry.payload for entry in entries])
+        spent_s.append(time.perf_counter() - start_s)
         logits_NG = self._engine.gate(gate_inputs_NR)
         rows = zip(features, logits_NG, self._rules.wish(logits_NG).tolist(), strict=True)
-        return [_AfterTrunk(*row) for row in rows], time.perf_counter() - start_s
+        results = [_AfterTrunk(*row) for row in rows]
+        spent_s.append(time.perf_counter() - start_s - spent_s[0])
+        return results
 
     def _run_body(self, width: int, entries: Sequence[Entry]) -> tuple[F32, float]:
         start_s = time.perf_counter()

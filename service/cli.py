@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from models.checkpoint import CheckpointError, load, resolve
+from models.transform import ImageError
 from service import profiler
 from service.api.state import ServiceState
 from service.app import create_app, load_checkpoints, refuse_the_rest, wait_until_idle
@@ -149,7 +150,7 @@ def main() -> None:
         sys.exit(0 if known else 2)
     try:
         sys.exit(commands[arguments[0]](arguments[1:]))
-    except CheckpointError as error:
+    except (CheckpointError, ImageError) as error:
         print(f"slicewise: error: {error}", file=sys.stderr)
         sys.exit(1)
     except SettingError as error:

@@ -19,7 +19,7 @@ from service.engine.graphs import SessionFactory
 from service.engine.onnx import OnnxEngine
 from service.engine.torch_engine import TorchEngine
 from service.latency import LatencyTable
-from service.profiling import ProfileKey, keep_profile, kept_profile, measured, run_once
+from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once
 from service.request import BEFORE_TRUNK, Bucket, Entry, Route, SliceFacts, Step
 from service.routing import route
 from service.scheduler import Scheduler
@@ -70,12 +70,16 @@ def chosen_device(settings: Settings) -> str:
     return device
 
 
-def build_engine(checkpoint: Checkpoint, settings: Settings) -> Engine:
-    """Every slice on the device, from kept graphs where there are any; blocks. Errors as ``chosen_device``."""
+def build_engine(checkpoint: Checkpoint, settings: Settings, cancelled: threading.Event) -> Engine:
+    """Every slice on the device, from kept graphs where there are any; blocks. Errors as ``chosen_device``.
+
+    Raises InterruptedError between two parts once ``cancelled`` is set.
+    """
     device = chosen_device(settings)
     if device != "cpu" or settings.engine == "torch":
         return TorchEngine(checkpoint, settings.worker_slots if device == "cpu" else settings.workers or 1, device)
-    factory = SessionFactory(settings.cache_folder / "graphs", checkpoint.manifest.network_id, processor_id())
+    folder, network = settings.cache_folder / "graphs", checkpoint.manifest.network_id
+    factory = SessionFactory(folder, network, processor_id(), cancelled=cancelled)
     return OnnxEngine(checkpoint, settings.worker_slots, factory)
 
 
@@ -84,13 +88,16 @@ def warm_up(checkpoint: Checkpoint, settings: Settings, cancelled: threading.Eve
 
     Raises InterruptedError soon after ``cancelled`` is set.
     """
-    engine = build_engine(checkpoint, settings)
+    engine = build_engine(checkpoint, settings, cancelled)
+    for kept in ("graphs", "profiles"):
+        forget_unused(settings.cache_folder / kept)
     folder, net = settings.cache_folder / "profiles", checkpoint.net
     profile = kept_profile(folder, ProfileKey.of(checkpoint.manifest.network_id, engine), len(net.ladder))
     if profile is None:
         limit_s = settings.profile_limit_s / len(settings.model)
         profile = measured(checkpoint, engine, limit_s, cancelled)
-        keep_profile(folder, profile)
+        if profile.is_steady:
+            keep_profile(folder, profile)
     else:
         run_once(engine, checkpoint, profile.timings, cancelled)
     return WarmEngine(engine, profile.table())

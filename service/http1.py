@@ -1,104 +1,153 @@
-"""HTTP/1.1 on the socket: uvicorn's parser in C, with two guards that it lacks (docs/adr/0011).
+"""HTTP/1.1 on the socket: plain requests are parsed in C, all others by h11 (docs/adr/0011).
 
-* Header fields are bounded: beyond the bounds the client gets 431 and the connection closes.
-* A request that offers an upgrade nobody here speaks (Java's client offers ``h2c`` on every first
-  request in clear text) is answered as if it had not: the parser in C would drop its body.
+Parsing in C (httptools) costs less per request, but by itself it drops the body of a request that offers
+an upgrade, takes trailers for headers and bounds nothing. So a head is collected here first, within
+bounds, and only what is plain goes to httptools: GET or POST, HTTP/1.1, at most one Content-Length, no
+Transfer-Encoding, no upgrade, no expectation. At the first other request the connection goes over to
+uvicorn's h11 protocol and stays there. Requests are answered one after the other, pipelined or not.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import httptools
+import structlog
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.problems import problem_bytes
 from service.settings import Settings
 
+log = structlog.get_logger()
+
 HEADER_LIMIT_BYTES = 65_536
 HEADER_LIMIT_FIELDS = 256
-_HOP_BY_HOP = (b"upgrade", b"http2-settings", b"connection")
+LINGER_S = 1.0
+"""How long the rest of a refused request is read and dropped: closing on unread bytes would reset the
+connection before the client has read why."""
+
+_END = b"\r\n\r\n"
+_START = re.compile(rb"(?:GET|POST) [!-~]+ HTTP/1\.1\r\n")
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,15}) *\r\n")
+# obs-fold and a field without a name are among what the last two stand for.
+_NOT_PLAIN = (b"\r\ntransfer-encoding", b"\r\nupgrade", b"\r\nexpect", b"\r\n ", b"\r\n\t")
 
 
-class _HeadersTooLargeError(Exception):
-    """Raised inside a callback of the parser, which then stops."""
+def body_length(head: bytes) -> int | None:
+    """Bytes of body behind a plain head, which ends with an empty line; None for a head that is not plain."""
+    lower = head.lower()
+    if not _START.match(head) or any(token in lower for token in _NOT_PLAIN):
+        return None
+    if head.count(b"\n") != head.count(b"\r\n") or head.count(b"\r") != head.count(b"\r\n"):
+        return None
+    lengths = _LENGTH.findall(lower)
+    if lower.count(b"\r\ncontent-length") != len(lengths) or len(lengths) > 1:
+        return None
+    return int(lengths[0]) if lengths else 0
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection, as long as its requests are plain."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._in_head = False
-        self._head_bytes = self._field_bytes = 0
-        self._too_large = ""
+        self._waiting = bytearray()  # a head, as far as it is here, or what was pipelined
+        self._body_left = 0
+        self._is_refused = False
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        if self._is_refused:
+            return
+        if self._body_left and not self._waiting:  # the common case of a large body, without a copy
+            part, data = data[: self._body_left], data[self._body_left :]
+            self._feed(part)
+        self._waiting += data
+        self._advance()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._advance()
+
+    def _advance(self) -> None:
+        """Parse what waits, up to and including the body of the first request that is not answered yet."""
+        while self._waiting and not self.transport.is_closing():
+            if self._body_left:
+                part = bytes(self._waiting[: self._body_left])
+                del self._waiting[: len(part)]
+                self._feed(part)
+                continue
+            if self.cycle is not None and not self.cycle.response_complete:
+                if len(self._waiting) > HEADER_LIMIT_BYTES:
+                    self.flow.pause_reading()
+                return
+            end = self._waiting.find(_END)
+            if end < 0 and len(self._waiting) <= HEADER_LIMIT_BYTES:
+                return
+            if not self._begin(bytes(self._waiting[: end + len(_END)]) if end >= 0 else b""):
+                return
+
+    def _begin(self, head: bytes) -> bool:
+        """Parse a head, empty where it has no end, and say whether the next bytes are ours as well."""
+        if not head or len(head) > HEADER_LIMIT_BYTES:
+            self._refuse(f"more than {HEADER_LIMIT_BYTES} bytes of header fields")
+            return False
+        if head.count(b"\r\n") > HEADER_LIMIT_FIELDS + 2:
+            self._refuse(f"more than {HEADER_LIMIT_FIELDS} header fields")
+            return False
+        length = body_length(head)
+        if length is None:
+            self._hand_over()
+            return False
+        self._unset_keepalive_if_required()
+        del self._waiting[: len(head)]
+        self._body_left = length
+        return self._parse(head)
+
+    def _feed(self, body: bytes) -> None:
+        self._body_left -= len(body)
+        self._parse(body)
+
+    def _parse(self, data: bytes) -> bool:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
-            return
-        except httptools.HttpParserError:
-            if self._too_large:
-                self._send_431()
-            else:
-                self.send_400_response("Invalid HTTP request received.")
-            return
-        if self._in_head:  # fields of which the parser has not told yet: it keeps a long one to itself
-            self._head_bytes += len(data)
-            if self._head_bytes > HEADER_LIMIT_BYTES:
-                self._too_large = f"more than {self._head_bytes} bytes of header fields"
-                self._send_431()
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._is_refused = True
+            self.send_400_response("Invalid HTTP request received.")
+            return False
+        return True
 
-    def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes, self._field_bytes = True, 0, 0
-        super().on_message_begin()
+    def _hand_over(self) -> None:
+        """The connection and what it has sent go to h11."""
+        protocol = H11Protocol(self.config, self.server_state, self.app_state, self.loop)
+        self.connections.discard(self)
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        protocol.data_received(bytes(self._waiting))
+        self._waiting.clear()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._field_bytes += len(name) + len(value)
-        if self._field_bytes > HEADER_LIMIT_BYTES:
-            self._too_large = f"{self._field_bytes} bytes of header fields"
-        elif len(self.headers) >= HEADER_LIMIT_FIELDS:
-            self._too_large = f"more than {HEADER_LIMIT_FIELDS} header fields"
-        if self._too_large:
-            raise _HeadersTooLargeError
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        if not self.parser.should_upgrade():
-            super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
-
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Parse the request once more, as it would have been without its offer, and what follows it."""
-        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
-        lines += [name + b": " + value for name, value in self.headers if name not in _HOP_BY_HOP]
-        tokens = [token.strip() for name, value in self.headers if name == b"connection" for token in value.split(b",")]
-        if any(token.lower() == b"close" for token in tokens):
-            lines.append(b"connection: close")
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
-
-    def _send_431(self) -> None:
+    def _refuse(self, given: str) -> None:
+        """Answer 431 and close, soon."""
+        self._is_refused = True
+        self._waiting.clear()
         allowed = f"allowed: {HEADER_LIMIT_BYTES} bytes in {HEADER_LIMIT_FIELDS} fields"
         identity = os.urandom(16).hex()
-        body = problem_bytes(f"{self._too_large}; {allowed}", "headers_too_large", identity)
+        log.debug("headers_too_large", given=given, request_id=identity)
+        body = problem_bytes(f"{given}; {allowed}", "headers_too_large", identity)
         head = (
             "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nx-request-id: {identity}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
 
 def server_config(app: FastAPI, settings: Settings, flush_s: int) -> uvicorn.Config:

@@ -1,8 +1,8 @@
 """``slicewise profile``: measure a model's slices on this machine, keep the profile, and show it.
 
-With ``--loop-s`` the model also runs without HTTP, queues and routing: as many threads as worker slots
-decode images and run trunk and body one after the other. No server can be faster; what it loses
-against this is what serving costs.
+With ``--loop-s 10 --loop-images FOLDER`` the model also runs without HTTP, queues and routing: as many
+threads as worker slots decode images and run trunk and body one after the other. No server can be
+faster; what it loses against this is what serving costs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, repeat
 from pathlib import Path
+from typing import Annotated, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import NoDecode
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -27,8 +30,8 @@ from models.checkpoint import Checkpoint
 from models.transform import load_pixels
 from service.app import load_checkpoints
 from service.engine.base import Engine
-from service.engine.measure import Timing
-from service.hosting import build_engine
+from service.engine.measure import PROBES, Timing
+from service.hosting import build_engine, gate_decision
 from service.profiling import Profile, keep_profile, measured
 from service.settings import SettingError, Settings
 
@@ -38,26 +41,39 @@ MIB = 2**20
 class ProfileSettings(Settings):
     """Measure seconds per (trunk | width, batch) of the served models and keep them for ``serve``."""
 
-    profile_limit_s: float = Field(60.0, gt=0, le=3600, description="time to measure each model")
-    profile_runs: int = Field(200, ge=1, description="most runs of each batch")
+    measure_limit_s: float = Field(60.0, gt=0, le=3600, description="time to measure each model")
+    measure_runs: int = Field(200, ge=PROBES, description="most runs of each batch")
     loop_s: float = Field(0.0, ge=0, description="seconds of the loop without HTTP; 0 = none")
+    loop_only: bool = Field(False, description="run the loop and measure nothing else")
+    loop_warm_up_s: float = Field(1.0, ge=0, description="seconds of the loop that are not counted")
     loop_images: Path | None = Field(None, description="folder or zip of images for the loop")
-    loop_mix: dict[int, int] = Field(
-        {}, description='images at each width, as JSON: {"0": 10, "3": 3}; the gate\'s wish when empty'
+    loop_mix: Annotated[dict[int, int], NoDecode] = Field(
+        {}, description="images at each width, WIDTH:COUNT,...; the gate's wish when absent"
     )
     json_out: Path | None = Field(None, description="write what was measured to this file")
 
-    @field_validator("loop_mix")
+    @field_validator("loop_mix", mode="before")
     @classmethod
-    def _counts(cls, mix: dict[int, int]) -> dict[int, int]:
-        if any(count < 1 for count in mix.values()):
-            raise ValueError("every width needs at least 1 image")
-        return mix
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition(":") for pair in value.split(",") if pair.strip()]
+        return {width.strip(): count.strip() for width, _, count in pairs}
+
+    @model_validator(mode="after")
+    def _a_loop_is_whole(self) -> Self:
+        if any(width < 0 or count < 1 for width, count in self.loop_mix.items()):
+            raise ValueError(f"loop_mix is {self.loop_mix}; allowed: ladder indices, each with at least 1 image")
+        if self.loop_s and self.loop_images is None:
+            raise ValueError("loop_s needs loop_images, a folder or zip")
+        if self.loop_only and not self.loop_s:
+            raise ValueError("loop_only needs loop_s, seconds above 0")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
 class LoopResult:
-    """What the loop did. cpu_s: processor seconds of this process meanwhile."""
+    """What the loop did after its warm-up. cpu_s: processor seconds of this process meanwhile."""
 
     threads: int
     images: int
@@ -90,31 +106,41 @@ def spread(mix: dict[int, int], seed: int = 0) -> Iterator[int]:
 
 
 def run_loop(
-    checkpoint: Checkpoint, engine: Engine, images: Sequence[bytes], mix: dict[int, int], threads: int, limit_s: float
-) -> LoopResult:
-    """Decode, trunk and body of one image after the other on every thread, for ``limit_s`` seconds."""
-    spec, wish = checkpoint.manifest.input, checkpoint.manifest.decision().widths
-    latencies: list[list[float]] = [[] for _ in range(threads)]
+    checkpoint: Checkpoint, engine: Engine, images: Sequence[bytes], settings: ProfileSettings
+) -> LoopResult:  # fmt: skip
+    """Decode, trunk and body of one image after the other on every thread, for ``settings.loop_s`` seconds.
 
-    def work(number: int, began_s: float) -> None:
-        widths = spread(mix, number) if mix else None
-        for data in islice(cycle(images), number * len(images) // threads, None):
-            start_s = time.monotonic()
-            if start_s - began_s >= limit_s:
-                return
-            features, gate_inputs = engine.trunk([load_pixels(data, spec)])
-            width = int(wish(engine.gate(gate_inputs))[0]) if widths is None else next(widths)
-            engine.body(width, [features[0]])
-            latencies[number].append(time.monotonic() - start_s)
+    Raises whatever an image or the engine raises.
+    """
+    spec, wish = checkpoint.manifest.input, gate_decision(checkpoint.manifest, settings).widths
+    threads, mix = settings.worker_slots, settings.loop_mix
+    warm, stop = threading.Event(), threading.Event()
 
-    cpu_s, began_s = time.process_time(), time.monotonic()
-    workers = [threading.Thread(target=work, args=(number, began_s)) for number in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    seconds, cpu_s = time.monotonic() - began_s, time.process_time() - cpu_s
-    every_s = [latency for mine in latencies for latency in mine]
+    def classify(data: bytes, width: int | None) -> None:
+        features, gate_inputs = engine.trunk([load_pixels(data, spec, settings.image_limit_pixels)])
+        engine.body(int(wish(engine.gate(gate_inputs))[0]) if width is None else width, [features[0]])
+
+    def work(number: int) -> list[float]:
+        widths = spread(mix, number) if mix else repeat(None)
+        latencies_s = []
+        for data, width in zip(islice(cycle(images), number * len(images) // threads, None), widths, strict=False):
+            if stop.is_set():
+                break
+            is_counted, began_s = warm.is_set(), time.perf_counter()
+            classify(data, width)
+            if is_counted:
+                latencies_s.append(time.perf_counter() - began_s)
+        return latencies_s
+
+    with ThreadPoolExecutor(threads) as pool:
+        running = [pool.submit(work, number) for number in range(threads)]
+        wait(running, settings.loop_warm_up_s, FIRST_EXCEPTION)
+        warm.set()
+        cpu_s, began_s = time.process_time(), time.perf_counter()
+        wait(running, settings.loop_s, FIRST_EXCEPTION)
+        stop.set()
+        every_s = [latency for done in running for latency in done.result()]
+        seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_s
     p50_s, p99_s = np.quantile(every_s, (0.5, 0.99)) if every_s else (0.0, 0.0)
     return LoopResult(threads, len(every_s), seconds, cpu_s, float(p50_s) * 1e3, float(p99_s) * 1e3)
 
@@ -128,43 +154,46 @@ def _resident_mib() -> float:
     return pages * resource.getpagesize() / MIB
 
 
-def profile(settings: ProfileSettings, say: Callable[[object], None]) -> list[dict[str, object]]:
-    """Profile every model of ``settings``; one JSON-ready result each."""
-    results = []
-    for name, checkpoint in load_checkpoints(settings).items():
-        before_mib, began_s = _resident_mib(), time.monotonic()
-        engine = build_engine(checkpoint, settings)
-        build_s = time.monotonic() - began_s
-        found = measured(checkpoint, engine, settings.profile_limit_s, threading.Event(), settings.profile_runs)
-        file = keep_profile(settings.cache_folder / "profiles", found)
-        resident_mib = _resident_mib() - before_mib
-        facts = {"model": name, "build_s": round(build_s, 3), "resident_mib": round(resident_mib, 1)}
-        say(_table(facts, found))
-        parts_mib = {part: round(size / MIB, 2) for part, size in engine.part_bytes.items()}
-        say(f"MiB: {', '.join(f'{part} {size}' for part, size in parts_mib.items())}")
-        say(f"kept: {file}" if file else "not kept, see the log")
-        result: dict[str, object] = facts | {
-            "parts_mib": parts_mib,
-            "timings": [asdict(timing) for timing in found.timings],
-        }
-        if settings.loop_s:
-            if settings.loop_images is None:
-                raise SettingError("setting loop_s needs loop_images, a folder or zip")
-            unknown = sorted(set(settings.loop_mix) - set(range(len(checkpoint.net.ladder))))
-            if unknown:
-                raise SettingError(
-                    f"setting loop_mix names widths {unknown}; allowed: 0..{len(checkpoint.net.ladder) - 1}"
-                )
-            loop = run_loop(
-                checkpoint, engine, read_images(settings.loop_images), settings.loop_mix, settings.worker_slots,
-                settings.loop_s,
-            )  # fmt: skip
-            say(loop)
-            result["loop"] = asdict(loop)
-        results.append(result)
+def profile(settings: ProfileSettings, say: Callable[[object], None]) -> None:
+    """Profile every model of ``settings``, and run its loop; the last line of a loop is its result as JSON.
+
+    Raises SettingError when there are no images, or the mix names a width that the model lacks.
+    """
+    images = read_images(settings.loop_images) if settings.loop_images else []
+    checkpoints = load_checkpoints(settings)
+    for name, checkpoint in checkpoints.items():
+        unknown = sorted(set(settings.loop_mix) - set(range(len(checkpoint.net.ladder))))
+        if unknown:
+            last = len(checkpoint.net.ladder) - 1
+            raise SettingError(f"setting loop_mix names widths {unknown}; allowed for {name}: 0..{last}")
+    results = [_profile_one(checkpoint, images, settings, say) for checkpoint in checkpoints.values()]
     if settings.json_out is not None:
         settings.json_out.write_text(json.dumps(results, indent=1) + "\n")
-    return results
+
+
+def _profile_one(
+    checkpoint: Checkpoint, images: Sequence[bytes], settings: ProfileSettings, say: Callable[[object], None]
+) -> dict[str, object]:
+    """Profile one model; a JSON-ready result."""
+    before_mib, began_s, never = _resident_mib(), time.monotonic(), threading.Event()
+    engine = build_engine(checkpoint, settings, never)
+    result: dict[str, object] = {
+        "model": checkpoint.manifest.name,
+        "build_s": round(time.monotonic() - began_s, 3),
+        "resident_mib": round(_resident_mib() - before_mib, 1),
+        "parts_mib": {part: round(size / MIB, 2) for part, size in engine.part_bytes.items()},
+    }
+    if not settings.loop_only:
+        found = measured(checkpoint, engine, settings.measure_limit_s, never, settings.measure_runs)
+        file = keep_profile(settings.cache_folder / "profiles", found)
+        result["timings"] = [asdict(timing) for timing in found.timings]
+        say(_table(result, found))
+        say(f"MiB of each part: {result['parts_mib']}")
+        say(f"kept: {file}" if file else "not kept, see the log")
+    if settings.loop_s:
+        result["loop"] = asdict(run_loop(checkpoint, engine, images, settings))
+        say(json.dumps(result["loop"]))
+    return result
 
 
 def _table(facts: dict[str, object], found: Profile) -> Table:

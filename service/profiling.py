@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -22,10 +23,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from models.checkpoint import Checkpoint
 from models.machine import processor_id
 from service.engine.base import Engine
-from service.engine.measure import Timing, Work, measure
+from service.engine.measure import PROBES, Timing, Work, measure
 from service.latency import LatencyTable
 
 log = structlog.get_logger()
+
+UNUSED_DAYS = 30
+"""How long profiles and graphs outlive their last use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +52,19 @@ class ProfileKey:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Timings of every part at every batch size that may pay. measured_at: seconds since the epoch."""
+    """Timings of every part at every batch size that may pay. measured_unix_s: seconds since the epoch."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     key: ProfileKey
-    measured_at: float
+    measured_unix_s: float
     timings: tuple[Timing, ...]
     format: Literal[1] = 1
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether every batch was timed often enough for a median to mean something."""
+        return min(timing.runs for timing in self.timings) >= PROBES
 
     def table(self) -> LatencyTable:
         return LatencyTable({(timing.width, timing.batch): timing.p50_s for timing in self.timings})
@@ -86,17 +95,32 @@ def run_once(engine: Engine, checkpoint: Checkpoint, timings: Iterable[Timing], 
 
 def kept_profile(folder: Path | None, key: ProfileKey, widths: int) -> Profile | None:
     """The profile in ``folder``, or None where there is none that holds; a damaged one is logged."""
-    if folder is None or not (file := key.file(folder)).exists():
+    if folder is None:
         return None
+    file = key.file(folder)
     try:
         profile = _JSON.validate_json(file.read_bytes())
         profile.table()
+        os.utime(file)  # it is in use
         if {timing.width for timing in profile.timings} != {None, *range(widths)}:
             raise ValueError(f"its slices are not the model's {widths}")
+    except FileNotFoundError:
+        return None
     except (OSError, ValidationError, ValueError) as error:
         log.warning("profile_unreadable", file=str(file), error=str(error))
         return None
     return profile if profile.key == key else None
+
+
+def forget_unused(folder: Path) -> None:
+    """Remove what lies in ``folder`` and was not used for ``UNUSED_DAYS``: other checkpoints, versions, machines."""
+    oldest = time.time() - UNUSED_DAYS * 86_400
+    try:
+        for entry in folder.iterdir():
+            if entry.stat().st_mtime < oldest:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    except OSError as error:
+        log.debug("nothing_forgotten", folder=str(folder), error=str(error))
 
 
 def keep_profile(folder: Path | None, profile: Profile) -> Path | None:

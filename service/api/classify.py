@@ -70,7 +70,7 @@ _SERVED = {
     "Slice-Reason": header("why this slice"),
     "Server-Timing": header("milliseconds of decode, queue, trunk and body"),
 }
-_ERRORS = responses(400, 404, 405, 408, 413, 415, 422, 500, 503, 504)
+_ERRORS = responses(400, 404, 405, 408, 413, 415, 422, 431, 500, 503, 504)
 
 
 def _body_doc(content: dict[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,7 @@ DESCRIPTIONS = {
     413: "Body, pixels or number of images over the limit.",
     415: "Not an image.",
     422: "No slice satisfies the budgets.",
+    431: "More than 64 KiB or 256 header fields.",
     500: "The model failed on this batch, or a bug.",
     503: "Queue full, draining or loading; see Retry-After.",
     504: "Deadline unreachable or passed.",

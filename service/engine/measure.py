@@ -11,11 +11,11 @@ import numpy as np
 
 from models.checkpoint import Checkpoint
 from service.engine.base import Engine
+from service.latency import PAYS_RATIO
 
 LARGEST_BATCH = 64
-PAYS_RATIO = 0.97
-"""Sizes are doubled as long as each saves at least 3 % per image against the best before it."""
-_PROBES = 3
+PROBES = 3
+"""Runs of a size before the next one is tried, while there is time."""
 
 Queue = tuple[int | None, int]
 """A ladder index, or None for the trunk with its gate; and the images in the batch."""
@@ -54,16 +54,15 @@ class Work:
         return time.perf_counter() - began_s
 
 
-def _paying_sizes(probe: Callable[[int], float]) -> list[int]:
-    """1, 2, 4, ... up to the first size that saves too little per image to go on; ``probe``: seconds of a batch."""
-    sizes, best_s = [1], probe(1)
-    while sizes[-1] < LARGEST_BATCH:
-        sizes.append(2 * sizes[-1])
-        per_image_s = probe(sizes[-1]) / sizes[-1]
+def _probe_sizes(probe: Callable[[int], float], is_time_left: Callable[[], bool]) -> None:
+    """Probe 1, 2, 4, ... up to the first size that saves too little per image to go on; ``probe``: its seconds."""
+    size, best_s = 1, probe(1)
+    while size < LARGEST_BATCH and is_time_left():
+        size *= 2
+        per_image_s = probe(size) / size
         if per_image_s > PAYS_RATIO * best_s:
-            break
+            return
         best_s = per_image_s
-    return sizes
 
 
 def measure(
@@ -71,12 +70,16 @@ def measure(
 ) -> list[Timing]:  # fmt: skip
     """Warm up every session and time it, up to ``runs`` times within about ``limit_s`` for all.
 
-    Sizes are timed in rounds, so that a disturbance hits all of them. At least the probes that choose the
-    sizes are made.
+    Sizes are timed in rounds, so that a disturbance hits all of them. When the time is up, what is left to
+    do is one run of every part at a batch of 1.
 
     Raises InterruptedError between two batches once ``cancelled`` is set.
     """
     give_up_s = time.monotonic() + limit_s
+
+    def is_time_left() -> bool:
+        return time.monotonic() < give_up_s
+
     samples: dict[Queue, list[float]] = {}
 
     def sample(queue: Queue) -> float:
@@ -88,13 +91,13 @@ def measure(
 
     def probe(width: int | None, batch: int) -> float:
         work.seconds((width, batch))  # the first run of a size pays for its memory
-        return min(sample((width, batch)) for _ in range(_PROBES if time.monotonic() < give_up_s else 1))
+        return min(sample((width, batch)) for _ in range(PROBES if is_time_left() else 1))
 
     for width in (None, *range(widths)):
-        _paying_sizes(lambda batch, width=width: probe(width, batch))  # type: ignore[misc]
-    for _ in range(runs - _PROBES):
+        _probe_sizes(lambda batch, width=width: probe(width, batch), is_time_left)  # type: ignore[misc]
+    for _ in range(runs - PROBES):
         for queue in list(samples):
-            if time.monotonic() >= give_up_s:
+            if not is_time_left():
                 break
             sample(queue)
     return [_timing(queue, seconds) for queue, seconds in samples.items()]

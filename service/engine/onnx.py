@@ -20,14 +20,14 @@ from models.checkpoint import Checkpoint
 from models.export import FromPixels, fold_batch_norm, to_onnx
 from models.transform import U8, normalise
 from service.engine.base import F32, Image, TrunkResult
-from service.engine.graphs import SessionFactory
+from service.engine.graphs import SessionFactory, code_digest
 
 
 class OnnxEngine:
     """All widths of one checkpoint as sessions, resident at once."""
 
     name = "onnxruntime"
-    version = ort.__version__
+    version = f"{ort.__version__}, code {code_digest()[:12]}"
     device = "cpu"
 
     def __init__(self, checkpoint: Checkpoint, workers: int, factory: SessionFactory) -> None:

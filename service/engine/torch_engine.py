@@ -31,6 +31,10 @@ class TorchEngine:
 
     def __init__(self, checkpoint: Checkpoint, workers: int, device: str) -> None:
         self.device, self.workers = device, workers
+        if device == "cpu":
+            torch.set_num_threads(1)  # of each call: there are as many callers as cores already
+        else:
+            self.version += f", {torch.cuda.get_device_name(device)}"
         self._dtype = torch.float16 if device.startswith("cuda") else torch.float32
         self._input, net = checkpoint.manifest.input, checkpoint.net
         narrowest = net.subnet(0)
@@ -40,7 +44,9 @@ class TorchEngine:
         self._gate = narrowest.slimming.float().cpu()  # its input comes back to the CPU anyway
         self._bodies = [self._placed(net.subnet(width).body) for width in range(len(net.ladder))]
         size = torch.finfo(self._dtype).bits // 8
-        parts = {"trunk": self._trunk} | {f"body {width}": body for width, body in enumerate(self._bodies)}
+        parts: dict[str, nn.Module] = {"trunk": self._trunk, "gate": self._gate} | {
+            f"body {width}": body for width, body in enumerate(self._bodies)
+        }
         self.part_bytes: Mapping[str, int] = {part: size * count_parameters(module) for part, module in parts.items()}
 
     def _placed(self, module: M) -> M:

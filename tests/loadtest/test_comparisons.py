@@ -31,7 +31,8 @@ def test_every_name_is_planned_when_there_is_everything(photos, tmp_path):
 
 def test_what_there_is_nothing_for_is_left_out(photos, tmp_path):
     assert comparisons(PLAN, NAMES, tmp_path) == []
-    names = {one.name for one in comparisons(dataclasses.replace(PLAN, photos=photos), NAMES, tmp_path)}
+    no_loop = dataclasses.replace(PLAN, photos=photos, loop_command="")
+    names = {one.name for one in comparisons(no_loop, NAMES, tmp_path)}
     assert names == {"fixed_widest_fastapi", "fixed_widest_litserve", "width_mix"}
     (only,) = comparisons(dataclasses.replace(PLAN, cifar=CIFAR), ("gate_batch",), tmp_path)
     assert only.name == "gate_batch"
@@ -91,7 +92,7 @@ def test_the_loop_is_told_mix_workers_and_images(photos, tmp_path):
     assert isinstance(alone.b, CommandArm)
     assert isinstance(alone.a, HttpArm)
     assert alone.b.command == (
-        "slicewise", "profile", "--loop", "--mix", "0:10,3:3,7:2,13:1", "--workers", "1",
+        module.script("slicewise"), "profile", "--loop", "--mix", "0:10,3:3,7:2,13:1", "--workers", "1",
         "--images", str(photos.images), "--seconds", "{seconds}",
     )  # fmt: skip
     assert (alone.a.clients, alone.b.workers) == (1, 1)

@@ -7,7 +7,7 @@ from service.settings import Settings
 @pytest.fixture(scope="session")
 def make_settings(repository):
     def make(**changes):
-        defaults = {"repository": repository, "model": ["tiny"], "workers": 2, "profile_limit_s": 0.3}
+        defaults = {"repository": repository, "model": ["tiny"], "workers": 2, "profile_limit_s": 0.3, "device": "cpu"}
         return Settings(_cli_parse_args=[], **(defaults | changes))
 
     return make

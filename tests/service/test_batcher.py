@@ -181,6 +181,9 @@ async def test_a_rule_that_fails_fails_its_batch_alone():
     with pytest.raises(BackendError):
         await bad
     assert (await good).logits_K[0] == 4
+    rows = h.metric("slicewise_batch_size_sum", model="m", width="trunk")
+    lost = h.metric("slicewise_madds_total", model="m", version="1", width="none", stage="trunk")
+    assert (rows, lost) == (2, TRUNK_MADDS)  # the trunk of the bad one had run
 
 
 @pytest.mark.parametrize("forced", [None, 1])

@@ -1,6 +1,5 @@
 import contextlib
 import http.client
-import json
 import socket
 import struct
 import threading
@@ -207,80 +206,6 @@ def test_a_bad_budget_is_told_before_the_body_is_read(client):
 
     response = client.post("/v1/classify", content=endless(), headers=PNG | {"compute-budget": "-1"})
     check(response, 400, "bad_request")
-
-
-def raw(port, *pieces):
-    """Everything that comes back for raw bytes, until the server closes or is silent for two seconds."""
-    answer = b""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=2)
-    with contextlib.suppress(TimeoutError, ConnectionError), connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for piece in pieces:
-            connection.sendall(piece)
-            if len(pieces) > 1:
-                time.sleep(0.001)
-        while chunk := connection.recv(65536):
-            answer += chunk
-    return answer
-
-
-@pytest.mark.parametrize("offer", ["h2c", "websocket", "TLS/1.2"])
-@pytest.mark.parametrize("pieces", [1, 2, 7, 300])
-def test_a_request_that_offers_an_upgrade_keeps_its_body(server, offer, pieces):
-    image = random_image(0)
-    head = (
-        f"POST /v1/classify?top_k=3 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings, close\r\n"
-        f"Upgrade: {offer}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nSlice-Width: 1\r\n"
-        f"Content-Length: {len(image)}\r\n\r\n"
-    )
-    request = head.encode() + image
-    size = -(-len(request) // pieces)
-    answer = raw(server.port, *(request[start : start + size] for start in range(0, len(request), size)))
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert b"slice-width: 1\r\n" in answer.lower()
-    body = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert len(body["predictions"]) == 3
-
-
-def test_an_upgrade_without_a_body_and_the_request_after_it_are_both_answered(server):
-    probe = b"GET /healthz HTTP/1.1\r\nHost: x\r\n%s\r\n"
-    offer = probe % b"Connection: upgrade\r\nUpgrade: h2c\r\n"
-    answer = raw(server.port, offer + probe % b"Connection: close\r\n")
-    assert answer.count(b"HTTP/1.1 200 OK") == 2
-
-
-FIELD = b"X-%d: " + b"a" * 990 + b"\r\n"
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ([b"X-Long: " + b"a" * 200_000 + b"\r\n"], "bytes of header fields"),
-        ([b"X-" + b"a" * 200_000 + b": 1\r\n"], "bytes of header fields"),
-        ([FIELD % k for k in range(70)], "bytes of header fields"),
-        ([b"X-%d: 1\r\n" % k for k in range(300)], "more than 256 header fields"),
-        ([b"X-%d: 1\r\n" % k for k in range(10_000)], "more than 256 header fields"),
-    ],
-    ids=["one long value", "one long name", "many bytes", "many fields", "ten thousand fields"],
-)
-def test_endless_headers_are_refused(server, fields, message):
-    request = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n" + b"".join(fields) + b"\r\n"
-    answer = raw(server.port, *(request[start : start + 8000] for start in range(0, len(request), 8000)))
-    if answer:  # a server that closes on unread bytes may reset the connection before its answer is read
-        assert answer.startswith(b"HTTP/1.1 431 ")
-        body = json.loads(answer.partition(b"\r\n\r\n")[2])
-        assert body["error_type"] == "headers_too_large"
-        assert message in body["error"]
-        assert f"x-request-id: {body['request_id']}".encode() in answer
-    assert server.client.get("/healthz").status_code == 200
-
-
-def test_large_headers_within_the_bounds_are_read_whatever_their_pieces(server):
-    fields = b"".join(FIELD % k for k in range(60))
-    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + fields + b"\r\n"
-    for size in (1000, 30_000, len(request)):
-        answer = raw(server.port, *(request[start : start + size] for start in range(0, len(request), size)))
-        assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_client_that_writes_all_before_it_reads_still_gets_its_413(small):

@@ -100,8 +100,8 @@ def test_a_device_that_is_not_there_stops_the_start(make_settings, monkeypatch, 
 def test_an_engine_that_cannot_use_the_device_stops_the_start(make_settings, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(SettingError, match="engine is onnxruntime, device cuda; allowed there: auto, torch"):
-        load_checkpoints(make_settings(engine="onnxruntime"))
-    assert chosen_device(make_settings()) == "cuda"
+        load_checkpoints(make_settings(engine="onnxruntime", device="auto"))
+    assert chosen_device(make_settings(device="auto")) == "cuda"
     assert chosen_device(make_settings(device="cpu")) == "cpu"
 
 

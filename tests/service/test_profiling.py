@@ -1,5 +1,8 @@
 import json
+import os
+import re
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,7 +14,7 @@ from service.cli import main
 from service.engine.graphs import SessionFactory
 from service.engine.onnx import OnnxEngine
 from service.profiler import read_images, spread
-from service.profiling import ProfileKey, keep_profile, kept_profile, measured, run_once
+from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def test_a_folder_that_cannot_be_written_loses_the_profile_only(tmp_path, profil
 
 
 def test_a_warm_up_keeps_what_it_measured_and_the_next_takes_it(tmp_path, monkeypatch, checkpoint, make_settings):
-    settings = make_settings(cache_dir=tmp_path)
+    settings = make_settings(cache_dir=tmp_path, profile_limit_s=20)
     first = warm_up(checkpoint, settings, threading.Event())
     monkeypatch.setattr("service.hosting.measured", None)
     again = warm_up(checkpoint, settings, threading.Event())
@@ -85,6 +88,12 @@ def test_another_input_transform_is_another_network(checkpoint):
     ]
     assert len({m.network_id for m in (manifest, *others)}) == 4
     assert replace(manifest, name="renamed", slices=()).network_id == manifest.network_id
+
+
+def test_a_hurried_profile_is_used_and_not_kept(tmp_path, checkpoint, make_settings):
+    warm = warm_up(checkpoint, make_settings(cache_dir=tmp_path, profile_limit_s=1e-6), threading.Event())
+    assert warm.table.image_seconds(3) > 0
+    assert not (tmp_path / "profiles").exists()
 
 
 def test_a_cancelled_warm_up_stops_between_batches(checkpoint, engine, profile):
@@ -112,17 +121,22 @@ def run(monkeypatch, capsys, *arguments):
 def flags(repository, tmp_path):
     return [
         "--repository", str(repository), "--model", "tiny", "--cache-dir", str(tmp_path / "cache"), "--workers", "2",
-        "--profile-limit-s", "0.2",
+        "--measure-limit-s", "0.2",
     ]  # fmt: skip
 
 
-def test_the_command_measures_keeps_and_shows(monkeypatch, capsys, tmp_path, flags):
+@pytest.fixture
+def folder(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for seed in range(3):
         (folder / f"{seed}.png").write_bytes(random_image(seed))
+    return folder
+
+
+def test_the_command_measures_keeps_and_shows(monkeypatch, capsys, tmp_path, flags, folder):
     out = tmp_path / "out.json"
-    loop = ("--loop-s", "0.3", "--loop-images", str(folder), "--loop-mix", '{"0": 2, "3": 1}', "--json-out", str(out))
+    loop = ("--loop-s", "0.3", "--loop-images", str(folder), "--loop-mix", "0:2, 3:1", "--json-out", str(out))
     status, printed = run(monkeypatch, capsys, *flags, *loop)
     assert (status, printed.err) == (0, "")
     assert "batch 1" in printed.out
@@ -132,20 +146,53 @@ def test_the_command_measures_keeps_and_shows(monkeypatch, capsys, tmp_path, fla
     assert {t["width"] for t in result["timings"]} == {None, 0, 1, 2, 3}
     assert result["loop"]["images"] > 10
     assert result["loop"]["threads"] == 2
+    assert json.loads(printed.out.splitlines()[-1]) == result["loop"]
+
+
+@pytest.mark.parametrize("mix", [(), ("--loop-mix", "1:1")])
+def test_the_loop_alone_keeps_nothing_and_prints_one_line(monkeypatch, capsys, tmp_path, flags, folder, mix):
+    loop = ("--loop-only", "true", "--loop-s", "0.2", "--loop-warm-up-s", "0.1", "--loop-images", str(folder))
+    status, printed = run(monkeypatch, capsys, *flags, *loop, *mix)
+    assert status == 0
+    assert set(json.loads(printed.out)) == {"threads", "images", "seconds", "cpu_s", "p50_ms", "p99_ms"}
+    assert not (tmp_path / "cache" / "profiles").exists()
+
+
+def test_an_image_that_does_not_decode_ends_the_loop(monkeypatch, capsys, flags, folder):
+    (folder / "broken.png").write_bytes(b"no image")
+    status, printed = run(
+        monkeypatch, capsys, *flags, "--loop-only", "true", "--loop-s", "30", "--loop-images", str(folder)
+    )
+    assert status == 1
+    assert "8 bytes are not a readable image" in printed.err
+
+
+def test_what_was_not_used_for_long_is_forgotten(tmp_path, profile):
+    file = keep_profile(tmp_path, profile)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trunk.onnx").write_text("")
+    for entry in (file, tmp_path / "old"):
+        os.utime(entry, (0, time.time() - 31 * 86_400))
+    assert kept_profile(tmp_path, profile.key, 4) == profile  # now it is in use
+    forget_unused(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([file.name, "new"])
+    forget_unused(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--loop-s", "1"), "setting loop_s needs loop_images"),
-        (("--loop-s", "1", "--loop-images", ".", "--loop-mix", '{"9": 1}'), r"widths \[9\]; allowed: 0\.\.3"),
-        (("--loop-mix", '{"0": 0}'), "every width needs at least 1 image"),
+        (("--loop-s", "1"), "loop_s needs loop_images"),
+        (("--loop-only", "true"), "loop_only needs loop_s"),
+        (("--loop-s", "1", "--loop-images", "IMAGES", "--loop-mix", "9:1"), r"widths \[9\]; allowed for tiny: 0\.\.3"),
+        (("--loop-mix", "0:0"), "each with at least 1 image"),
+        (("--loop-mix", "0"), "loop_mix"),
+        (("--loop-s", "1", "--loop-images", "service"), "holds no images"),
     ],
 )
-def test_the_command_says_what_is_wrong(monkeypatch, capsys, flags, extra, message):
-    import re
-
-    status, printed = run(monkeypatch, capsys, *flags, *extra)
+def test_the_command_says_what_is_wrong(monkeypatch, capsys, flags, folder, extra, message):
+    status, printed = run(monkeypatch, capsys, *flags, *(str(folder) if e == "IMAGES" else e for e in extra))
     assert status == 2
     assert re.search(message, printed.err)
 
