@@ -89,7 +89,7 @@ def cifar() -> DsResnetConfig:
     return DsResnetConfig(
         input_size=32, classes=10, stem_width=16,
         trunk=(StageConfig((48,), 1, 2),),
-        body=(StageConfig((48, 64, 80, 96, 128, 160), 1, 2), StageConfig((80, 96, 128, 160, 208, 256), 1, 2)),
+        body=(StageConfig((48, 64, 96, 128, 192, 256), 1, 2), StageConfig((80, 96, 128, 160, 192, 256), 1, 2)),
         gate_features=96, gate_hidden=16, gate_choices=(0, 1, 2, 3, 4, 5),
     )  # fmt: skip
 
