@@ -31,7 +31,7 @@ GATE_BATCH, GATE_SINGLE = "gate_batch", "gate_single"
 NAMES = (FIXED_FASTAPI, FIXED_LITSERVE, MIX, LOOP_SATURATED, LOOP_ONE_CLIENT, GATE_BATCH, GATE_SINGLE)
 
 LOOP_COMMAND = (
-    "slicewise profile --repository {repository} --model {model} --workers {workers} --loop-only "
+    "slicewise profile --repository {repository} --model {model} --workers {workers} --loop-only true "
     "--loop-s {seconds} --loop-warm-up-s {warm_up} --loop-images {images} --loop-mix {mix}"
 )
 
