@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich import box
@@ -17,10 +17,13 @@ from models.checkpoint import Manifest, Measured, load, locate
 from models.ds_mbnet import DsMbnetConfig, imagenet14
 from models.dsnet_import import import_dsnet
 from models.export import export_subnet
+from models.registry import ARCHITECTURES
 from models.stages import parse_config
 from models.training.commands import configure_train, run_train
 from models.training.measure_commands import configure_evaluate, configure_plot, run_evaluate, run_plot
+from models.training.seeded import create
 from models.training.study_commands import configure_report, configure_study, run_report, run_study
+from models.transform import FILTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,23 @@ def _import(arguments: argparse.Namespace) -> None:
         classes = tuple(arguments.classes.read_text(encoding="utf-8").splitlines())
     manifest = import_dsnet(arguments.source, arguments.out_dir, config, classes, use_ema=arguments.ema)
     print(f"{arguments.out_dir}: {len(manifest.slices)} slices, {len(manifest.classes)} classes, {manifest.digest}")
+
+
+def _configure_create(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="new version folder: ROOT/NAME/VERSION")
+    parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="ds_mbnet")
+    parser.add_argument("--config", required=True, metavar="imagenet14|FILE.json", help="shape of the network")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    parser.add_argument("--filter", choices=sorted(FILTERS), default="bicubic", help="to resize (default: bicubic)")
+
+
+def _create(arguments: argparse.Namespace) -> None:
+    if arguments.config == "imagenet14":
+        config = asdict(imagenet14())
+    else:
+        config = json.loads(Path(arguments.config).read_text())
+    manifest = create(arguments.out_dir, arguments.architecture, config, arguments.seed, arguments.filter)
+    print(f"{arguments.out_dir}: {len(manifest.slices)} slices, seeded weights, {manifest.digest}")
 
 
 def _configure_inspect(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +136,7 @@ COMMANDS = {
     "plot": Command("figures of evaluations: accuracy against MAdds, widths, examples", configure_plot, run_plot),
     "study": Command("arms that differ in what the narrower widths learn from", configure_study, run_study),
     "report": Command("a checkpoint, its gate and the arms of a study as one report", configure_report, run_report),
+    "create": Command("seeded weights, to measure a shape before it is trained", _configure_create, _create),
     "import-dsnet": Command("a published DS-Net .pth.tar -> a checkpoint", _configure_import, _import),
     "inspect": Command("what a checkpoint holds, costs and was measured to do", _configure_inspect, _inspect),
     "export": Command("one slice as one graph for another runtime", _configure_export, _export),

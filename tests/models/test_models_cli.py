@@ -115,6 +115,24 @@ def test_import_of_the_wrong_shape(golden, publish, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_create_is_seeded_and_alive_at_every_width(config_file, tmp_path, capsys):
+    for name in ("a", "b"):
+        command = ["create", str(tmp_path / name / "1"), "--config", config_file, "--seed", "7", "--filter", "box"]
+        assert cli.main(command) == 0
+    first, second = (load(tmp_path / name / "1") for name in ("a", "b"))
+    assert "4 slices, seeded weights" in capsys.readouterr().out
+    assert first.manifest.digest == second.manifest.digest
+    assert first.manifest.input.filter == "box"
+    assert first.manifest.recipe == {"seeded_weights": 7}
+    shape = first.net.input_shape
+    x = torch.randn(2, shape.channels, shape.height, shape.width)
+    with torch.no_grad():
+        for width in range(len(first.net.ladder)):
+            logits = first.net(x, width)
+            assert logits.isfinite().all()
+            assert logits.std() > 1e-3  # neither dead nor all the same
+
+
 def test_export_runs_elsewhere(measured, tmp_path, capsys):
     out = tmp_path / "slice.onnx"
     assert cli.main(["export", str(measured), "--width", "2", "--format", "onnx", str(out)]) == 0
@@ -132,6 +150,9 @@ def test_export_runs_elsewhere(measured, tmp_path, capsys):
         (["inspect", "{zoo}/absent"], "no model 'absent'"),
         (["export", "{zoo}/shop", "--width", "9", "{tmp}/x.onnx"], "width is 9; allowed: 0..3"),
         (["export", "{zoo}/shop", "--width", "0", "{tmp}/no/such/x.onnx"], "No such file or directory"),
+        (["create", "{tmp}/m/x", "--config", "imagenet14"], "is no version folder"),
+        (["create", "{tmp}/m/1", "--config", "{tmp}/absent.json"], "No such file or directory"),
+        (["create", "{tmp}/m/1", "--config", "{zoo}/shop/7/manifest.json"], "not a ds_mbnet config"),
         (["import-dsnet", "{tmp}/absent.pth.tar", "{tmp}/m/1", "--config", "imagenet14"], "No such file or directory"),
         (["import-dsnet", "{tmp}/absent.pth.tar", "{tmp}/m/x", "--config", "imagenet14"], "is no version folder"),
         (["import-dsnet", "x", "{tmp}/m/1", "--config", "{tmp}/absent.json"], "No such file or directory"),
