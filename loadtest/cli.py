@@ -1,4 +1,4 @@
-"""Console script ``slicewise-load``: run the benchmark, or write its report anew."""
+"""Console script ``slicewise-load``: measure a server, side by side with others or under a trace."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtest.account_commands import configure_account, run_account
 from loadtest.arms import BenchError, Window
 from loadtest.bench import compare
 from loadtest.comparisons import LOOP_COMMAND, NAMES, Network, Plan, comparisons
@@ -17,6 +18,14 @@ from loadtest.machine import describe
 from loadtest.plots import draw
 from loadtest.report import markdown
 from loadtest.results import Results
+from loadtest.run_commands import (
+    configure_compare,
+    configure_run,
+    configure_trace,
+    run_compare,
+    run_run,
+    run_trace,
+)
 from loadtest.servers import Fleet, ServerError
 
 RESULTS, REPORT = "results.json", "report.md"
@@ -117,6 +126,12 @@ def _say(line: str) -> None:
 COMMANDS = {
     "bench": Command("side-by-side measurements of slicewise and its peers", _configure_bench, _bench),
     "report": Command("the report and its plots, from results", _configure_report, _report),
+    "account": Command(
+        "where the CPU time of one request goes, here and in a tuned server", configure_account, run_account
+    ),
+    "trace": Command("a trace of arrivals, images and request headers, as a file", configure_trace, run_trace),
+    "run": Command("replay a trace against a server, each request at its instant", configure_run, run_run),
+    "compare": Command("a table and plots of several runs", configure_compare, run_compare),
 }
 
 

@@ -81,7 +81,7 @@ def comparisons(plan: Plan, names: tuple[str, ...], work: Path) -> list[Comparis
 def _against_peers(plan: Plan, network: Network, names: tuple[str, ...], work: Path) -> list[Comparison]:
     if not {FIXED_FASTAPI, FIXED_LITSERVE, MIX} & set(names):
         return []
-    flags = _peer_flags(network, work)
+    flags = peer_flags(network, work)
     fastapi = _peer(FASTAPI, "fastapi_onnx", "/classify", plan, network, flags)
     litserve = _peer(LITSERVE, "litserve_onnx", "/predict", plan, network, flags)
     widest = _slicewise(plan, network, "slicewise, widest", f"{WIDTH_HEADER}=widest")
@@ -122,8 +122,8 @@ def _gate(plan: Plan, network: Network) -> list[Comparison]:
     def arm(name: str, mix: str, images_per_request: int) -> HttpArm:
         batched = images_per_request > 1
         return HttpArm(
-            name, _server(plan, network), "/v1/classify/batch" if batched else "/v1/classify", network.images,
-            BATCH_CLIENTS if batched else plan.clients, images_per_request, mix,
+            name, slicewise_server(network, plan.serve_flags), "/v1/classify/batch" if batched else "/v1/classify",
+            network.images, BATCH_CLIENTS if batched else plan.clients, images_per_request, mix,
         )  # fmt: skip
 
     gate, widest, forced = "slicewise, gate", "slicewise, widest", f"{WIDTH_HEADER}=widest"
@@ -145,14 +145,16 @@ def _mix(plan: Plan) -> str:
 
 
 def _slicewise(plan: Plan, network: Network, name: str, mix: str, clients: int | None = None) -> HttpArm:
-    return HttpArm(name, _server(plan, network), "/v1/classify", network.images, clients or plan.clients, mix=mix)
+    server = slicewise_server(network, plan.serve_flags)
+    return HttpArm(name, server, "/v1/classify", network.images, clients or plan.clients, mix=mix)
 
 
-def _server(plan: Plan, network: Network) -> ServerSpec:
+def slicewise_server(network: Network, serve_flags: tuple[str, ...] = ()) -> ServerSpec:
+    """``slicewise serve`` of a network, with more flags."""
     repository = [] if network.repository is None else ["--repository", str(network.repository.absolute())]
     command = [
         script("slicewise"), "serve", *repository, "--model", network.model, "--port", "{port}",
-        "--log-level", "warning", *plan.serve_flags,
+        "--log-level", "warning", *serve_flags,
     ]  # fmt: skip
     return ServerSpec(f"slicewise-{network.model}", tuple(command), "/readyz")
 
@@ -177,21 +179,32 @@ def _loop(plan: Plan, network: Network, workers: int) -> CommandArm:
     )
 
 
-def _peer_flags(network: Network, work: Path) -> list[str]:
-    """Write the widest slice as an ONNX graph; the flags that tell a peer where it is.
+def peer_flags(network: Network, work: Path, width: int | None = None) -> list[str]:
+    """Write one slice, the widest by default, as an ONNX graph; the flags that tell a peer where it is.
 
-    Raises ValueError when the network is in no repository of its own, or does not export.
+    Raises ValueError when the network is in no repository of its own, lacks the slice, or does not export.
     """
-    if network.repository is None:
-        raise ValueError(f"model {network.model}: comparisons with peers need --repository")
-    manifest = newest_version(network.repository / network.model) / "manifest.json"
-    widest = len(json.loads(manifest.read_bytes())["slices"]) - 1
-    graph = work.absolute() / f"{network.model}-{widest}.onnx"
-    export = [script("slicewise-models"), "export", str(manifest.parent), "--width", str(widest), str(graph)]
+    manifest, widest = _manifest(network), widest_slice(network)
+    chosen = widest if width is None else width
+    if not 0 <= chosen <= widest:
+        raise ValueError(f"model {network.model} has no width {chosen}; allowed: 0..{widest}")
+    graph = work.absolute() / f"{network.model}-{chosen}.onnx"
+    export = [script("slicewise-models"), "export", str(manifest.parent), "--width", str(chosen), str(graph)]
     done = subprocess.run(export, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"slicewise-models export of {network.model} failed: {done.stderr.strip()}")
     return ["--graph", str(graph), "--manifest", str(manifest.absolute())]
+
+
+def widest_slice(network: Network) -> int:
+    """Ladder index of the widest slice. Raises ValueError when the network is in no repository of its own."""
+    return len(json.loads(_manifest(network).read_bytes())["slices"]) - 1
+
+
+def _manifest(network: Network) -> Path:
+    if network.repository is None:
+        raise ValueError(f"model {network.model}: comparisons with peers need --repository")
+    return newest_version(network.repository / network.model) / "manifest.json"
 
 
 def newest_version(folder: Path) -> Path:

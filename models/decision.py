@@ -76,6 +76,18 @@ class GateDecision:
         utility_NG: F32 = self.calibration.probabilities(gate_logits_NG)[:, self.choices] - self._penalty_G
         return utility_NG
 
+    def worth(self, gate_logits_NG: F32) -> F32:
+        """[N, G] in units of probability: of being right at a choice, less what the operating point asks for its cost.
+
+        Without a calibration (ours): the probability that a choice is wide enough, taking the softmax for the
+        probability that it is the narrowest one that is.
+        """
+        if self.calibration is not None:
+            return self.utility(gate_logits_NG)
+        weight_NG = np.exp(gate_logits_NG - gate_logits_NG.max(1, keepdims=True))
+        enough_NG: F32 = (weight_NG.cumsum(1) / weight_NG.sum(1, keepdims=True)).astype(np.float32)
+        return enough_NG
+
     def widths(self, gate_logits_NG: F32) -> NDArray[np.int64]:
         """Ladder index [N] that the gate wishes for each image; ties go to the narrower."""
         widths_N: NDArray[np.int64] = np.asarray(self.choices)[self.utility(gate_logits_NG).argmax(1)]

@@ -1,19 +1,21 @@
-"""May this image enter? PURE: decided from the backlog and the latency table, before anything is queued.
+"""May this image enter? PURE: the words of a refusal, and when to come back.
 
-The backlog is priced at the narrowest slice, the least that the images ahead can cost, so an image
-is refused only when nothing could save it.
+Whether it would be in time is the scheduler's to say; it prices what waits at the narrowest slices, the
+least that it can cost, so that an image is refused only when nothing could save it.
 """
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from service.errors import DeadlineExceededError, QueueFullError
-from service.latency import LatencyTable
+from service.request import Window
 
 MIN_RETRY_AFTER_S = 1.0
 """Retry-After is whole seconds on the wire, so nothing shorter can be said."""
 
 
-def admit(queued_images: int, capacity_images: int, arriving: int, retry_s: float) -> None:
+def check_room(queued_images: int, capacity_images: int, arriving: int, retry_s: float) -> None:
     """Return when ``arriving`` more images fit beside those admitted; they enter together or not at all.
 
     Raises QueueFullError, which tells the client to come back after ``retry_s`` seconds.
@@ -30,31 +32,19 @@ def retry_after_s(queued: int, narrowest_s: float, workers: int) -> float:
 
     narrowest_s  seconds of one image through trunk and narrowest body, alone.
     """
-    return max(MIN_RETRY_AFTER_S, _backlog_s(queued, narrowest_s, workers))
+    return max(MIN_RETRY_AFTER_S, queued * narrowest_s / workers)
 
 
-def predicted_finish_s(now_s: float, queued: int, table: LatencyTable, width: int, workers: int) -> float:
-    """The earliest instant at which an image that enters now is answered at ``width``, ``queued`` being ahead."""
-    return now_s + _backlog_s(queued, table.image_seconds(0), workers) + table.image_seconds(width)
+def refuse_deadline(now_s: float, deadline_s: float, finish_s: float, window: Window, waiting: int) -> NoReturn:
+    """Raise DeadlineExceededError with the outcome ``refused``.
 
-
-def check_deadline(now_s: float, deadline_s: float, queued: int, table: LatencyTable, width: int, workers: int) -> None:
-    """Return when an image can be answered at ``width`` by ``deadline_s``, an instant on the clock of ``now_s``.
-
-    width    the narrowest slice that the request allows, or the forced one.
-    queued   images admitted before it and not answered yet.
-    workers  batches that run at once.
-
-    Raises DeadlineExceededError with the outcome ``refused``.
+    finish_s  the predicted end at the narrowest slice that the request allows; before the deadline, when the
+              image could only be in time by making others late.
     """
-    finish_s = predicted_finish_s(now_s, queued, table, width, workers)
-    if finish_s > deadline_s:
-        raise DeadlineExceededError(
-            f"{max(0.0, deadline_s - now_s) * 1e3:.1f} ms are left of the latency budget; predicted: at least "
-            f"{(finish_s - now_s) * 1e3:.1f} ms at slice {width} with {queued} images ahead",
-            "refused",
-        )
-
-
-def _backlog_s(queued: int, narrowest_s: float, workers: int) -> float:
-    return queued * narrowest_s / workers
+    left_ms, finish_ms = max(0.0, deadline_s - now_s) * 1e3, (finish_s - now_s) * 1e3
+    width = window.lo if window.forced is None else window.forced
+    raise DeadlineExceededError(
+        f"{left_ms:.1f} ms are left of the latency budget; predicted: {finish_ms:.1f} ms at slice {width} with "
+        f"{waiting} images waiting" + (", some of them promised to be in time" if finish_s <= deadline_s else ""),
+        "refused",
+    )

@@ -18,7 +18,7 @@ from service.api import classify, openapi, ops
 from service.api.middleware import LastWord, RequestEnvelope
 from service.api.problems import Problems
 from service.api.state import ServiceState
-from service.hosting import HostedModel, chosen_device, gate_decision, warm_up
+from service.hosting import HostedModel, check_policy, chosen_device, gate_decision, warm_up
 from service.images import ImageDecoder
 from service.latency import LatencyTable
 from service.pipeline import Pipeline
@@ -43,6 +43,7 @@ def load_checkpoints(settings: Settings) -> dict[str, Checkpoint]:
     checkpoints = {name: load(resolve(settings.repository, name, None)) for name in settings.model}
     for checkpoint in checkpoints.values():
         gate_decision(checkpoint.manifest, settings)
+        check_policy(checkpoint.manifest, settings)
     return checkpoints
 
 
@@ -51,7 +52,7 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
     telemetry = Telemetry()
     telemetry.build_info.labels(version("slicewise")).set(1)
     decoder = ImageDecoder(settings.decoder_threads, settings.image_limit_pixels)
-    state = ServiceState(settings, telemetry, Pipeline(decoder, telemetry, settings.default_slo_ms / 1e3))
+    state = ServiceState(settings, telemetry, Pipeline(decoder, telemetry))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,8 +1,9 @@
 """The asyncio shell of one model: feeds free workers from the scheduler and keeps every promise.
 
 Two steps per image: the trunk and the gate on a mixed batch, then the body at the decided width on a
-dense batch. An image with a forced slice takes both in one. Everything here runs on the event loop except
-``_run_trunk``, ``_run_body`` and ``_run_whole``, which run on worker threads and touch the engine only.
+dense batch. An image whose width is known without the gate takes both in one. Everything here runs on the
+event loop except ``_run_trunk``, ``_run_body`` and ``_run_whole``, which run on worker threads and touch the
+engine only.
 
 An image whose caller has gone, or whose deadline has passed, is dropped when a batch is formed and
 never disturbs its batch-mates; a batch that fails fails alone; a closed batcher answers everything.
@@ -21,11 +22,10 @@ from functools import partial
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from service.engine.base import F32, Engine, Feature, Image
-from service.errors import BackendError, DeadlineExceededError, DrainingError, SlicewiseError
-from service.request import Batch, Bucket, Entry, Route, Step, Window
+from service.errors import BackendError, DeadlineExceededError, DrainingError, QueueFullError, SlicewiseError
+from service.request import Batch, Entry, Look, Route, Step, Window
 from service.scheduler import Scheduler, Selection
 from service.telemetry import ModelTelemetry, width_label
 
@@ -42,6 +42,7 @@ class Order:
     """One image to classify, and what routing needs.
 
     deadline_s  monotonic, inf without one. due_s orders the queues.
+    place       as the scheduler expects it; the batcher sees to it that it is given back.
     """
 
     image: Image
@@ -50,18 +51,11 @@ class Order:
     due_s: float
     deadline_s: float = math.inf
     urgency: int = 3
+    place: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How widths are decided. Neither may block or touch the engine.
-
-    wish   gate logits [N, G] -> ladder index [N]; called on worker threads, for a batch at once.
-    route  (entry, the gate's wish or None when the width is forced, now_s) -> Route.
-    """
-
-    wish: Callable[[F32], NDArray[np.int64]]
-    route: Callable[[Entry, int | None, float], Route]
+Looks = Callable[[F32], list[Look]]
+"""Gate logits [N, G] -> what to remember of each image; called on worker threads, for a batch at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +76,6 @@ class _AfterTrunk:
 
     feature: Feature
     gate_logits_G: F32
-    gate_width: int
 
 
 class Ticket:
@@ -105,9 +98,9 @@ class Batcher:
     """
 
     def __init__(
-        self, engine: Engine, scheduler: Scheduler, rules: Rules, telemetry: ModelTelemetry, capacity: int
+        self, engine: Engine, scheduler: Scheduler, looks: Looks, telemetry: ModelTelemetry, capacity: int
     ) -> None:
-        self._engine, self._scheduler, self._rules, self._telemetry = engine, scheduler, rules, telemetry
+        self._engine, self._scheduler, self._looks, self._telemetry = engine, scheduler, looks, telemetry
         self._capacity = capacity
         self._free = engine.workers
         self._pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="engine")
@@ -129,17 +122,15 @@ class Batcher:
         """
         now_s = time.monotonic()
         if self._closed:
+            self._scheduler.forget(order.place)
             raise DrainingError("the model is shutting down", DRAIN_RETRY_S)
         if self.waiting >= self._capacity:
             self._drop(self._scheduler.prune(now_s))
         ticket = Ticket(asyncio.get_running_loop().create_future())
         entry = Entry(
             promise=ticket, payload=order.image, window=order.window, arrived_s=order.arrived_s, due_s=order.due_s,
-            queued_s=now_s, deadline_s=order.deadline_s, urgency=order.urgency,
+            queued_s=now_s, deadline_s=order.deadline_s, urgency=order.urgency, place=order.place,
         )  # fmt: skip
-        if order.window.forced is not None:
-            route = self._rules.route(entry, None, now_s)
-            entry = replace(entry, route=route, bucket=Bucket(Step.WHOLE, route.width))
         self._scheduler.push(entry)
         self._pump()
         limit_s = None if order.deadline_s == math.inf else order.deadline_s - now_s
@@ -188,12 +179,15 @@ class Batcher:
         for entry in batch.entries:
             _set_running(entry, True)
         try:
-            await self._steps[batch.bucket.step](batch, now_s)
+            await self._steps[batch.step](batch, now_s)
         except Exception as error:  # the engine is foreign code; its failure is this batch's answer
-            width = width_label(batch.bucket.width, "trunk")
+            self._scheduler.finished(batch, time.monotonic())
+            width = width_label(batch.width, "trunk")
             log.error("batch_failed", width=width, images=len(batch.entries), exc_info=error)
             for entry in batch.entries:
                 self._forget_trunk_row(entry)
+                if batch.step is Step.TRUNK:
+                    self._scheduler.forget(entry.place)
                 _break(entry, BackendError(f"the model failed on a batch of {len(batch.entries)} images"))
         finally:
             self._free += 1
@@ -210,15 +204,14 @@ class Batcher:
         seconds = sum(spent_s)
         self._telemetry.batch_done(None, len(batch.entries), seconds)
         done_s = time.monotonic()
-        for entry, after in zip(batch.entries, results, strict=True):
+        self._scheduler.finished(batch, done_s, trunk_s=done_s - now_s)
+        for entry, (after, look) in zip(batch.entries, results, strict=True):
             _set_running(entry, False)
-            route = self._rules.route(entry, after.gate_width, done_s)
             self._scheduler.push(
                 replace(
                     entry,
                     payload=after,
-                    bucket=Bucket(Step.BODY, route.width),
-                    route=route,
+                    look=look,
                     queued_s=done_s,
                     waited_s=entry.waited_s + now_s - entry.queued_s,
                     trunk_s=seconds,
@@ -233,16 +226,18 @@ class Batcher:
                 self._telemetry.trunk_row(None, False)
 
     async def _step_body(self, batch: Batch, now_s: float) -> None:
-        width = batch.bucket.width
+        width = batch.width
         assert width is not None, "a body has a width: this is a bug"
         loop = asyncio.get_running_loop()
         logits_NK, seconds = await loop.run_in_executor(self._pool, partial(self._run_body, width, batch.entries))
         self._telemetry.batch_done(width, len(batch.entries), seconds)
-        for entry, logits_K in zip(batch.entries, logits_NK, strict=True):
-            self._answer(entry, logits_K, entry.payload.gate_logits_G, now_s, entry.trunk_s, seconds)
+        done_s = time.monotonic()
+        self._scheduler.finished(batch, done_s, body_s=done_s - now_s)
+        for entry, route, logits_K in zip(batch.entries, batch.routes, logits_NK, strict=True):
+            self._answer(entry, route, logits_K, now_s, entry.trunk_s, seconds)
 
     async def _step_whole(self, batch: Batch, now_s: float) -> None:
-        width, rows = batch.bucket.width, len(batch.entries)
+        width, rows = batch.width, len(batch.entries)
         assert width is not None, "a whole network has a width: this is a bug"
         loop = asyncio.get_running_loop()
         spent_s: list[float] = []
@@ -254,29 +249,29 @@ class Batcher:
         trunk_s, body_s = spent_s
         self._telemetry.batch_done(None, rows, trunk_s)
         self._telemetry.batch_done(width, rows, body_s)
-        for entry, logits_K in zip(batch.entries, logits_NK, strict=True):
-            self._answer(entry, logits_K, None, now_s, trunk_s, body_s)
+        done_s = time.monotonic()
+        self._scheduler.finished(batch, done_s, trunk_s, done_s - now_s - trunk_s)
+        for entry, route, logits_K in zip(batch.entries, batch.routes, logits_NK, strict=True):
+            self._answer(entry, route, logits_K, now_s, trunk_s, body_s)
 
-    def _answer(
-        self, entry: Entry, logits_K: F32, gate_logits_G: F32 | None, now_s: float, trunk_s: float, body_s: float
-    ) -> None:
+    def _answer(self, entry: Entry, route: Route, logits_K: F32, now_s: float, trunk_s: float, body_s: float) -> None:
         """Account one computed image and keep its promise; ``now_s``: when its last batch was dispatched."""
-        assert entry.route is not None, "only routed entries reach a body: this is a bug"
-        self._telemetry.body_row(entry.route)
+        self._telemetry.body_row(route)
         if not np.isfinite(logits_K).all():
             _break(entry, BackendError("the model answered this image with numbers that are not finite"))
             return
         queue_s = entry.waited_s + now_s - entry.queued_s
-        _keep(entry, Outcome(logits_K, gate_logits_G, entry.route, queue_s, trunk_s, body_s))
+        gate_logits_G = None if entry.look is None else entry.payload.gate_logits_G
+        _keep(entry, Outcome(logits_K, gate_logits_G, route, queue_s, trunk_s, body_s))
 
-    def _run_trunk(self, entries: Sequence[Entry], spent_s: list[float]) -> list[_AfterTrunk]:
-        """On a worker: trunk, then gate and wishes. Appends the seconds of each as soon as it is done."""
+    def _run_trunk(self, entries: Sequence[Entry], spent_s: list[float]) -> list[tuple[_AfterTrunk, Look]]:
+        """On a worker: trunk, then gate and looks. Appends the seconds of each as soon as it is done."""
         start_s = time.perf_counter()
         features, gate_inputs_NR = self._engine.trunk([entry.payload for entry in entries])
         spent_s.append(time.perf_counter() - start_s)
         logits_NG = self._engine.gate(gate_inputs_NR)
-        rows = zip(features, logits_NG, self._rules.wish(logits_NG).tolist(), strict=True)
-        results = [_AfterTrunk(*row) for row in rows]
+        rows = zip(features, logits_NG, self._looks(logits_NG), strict=True)
+        results = [(_AfterTrunk(feature, logits_G), look) for feature, logits_G, look in rows]
         spent_s.append(time.perf_counter() - start_s - spent_s[0])
         return results
 
@@ -294,6 +289,15 @@ class Batcher:
         spent_s.append(time.perf_counter() - start_s - spent_s[0])
         return logits_NK
 
+    def shed(self, urgency: int) -> bool:
+        """Refuse one image that waits and is less urgent, for a more urgent one; False when there is none."""
+        entry = self._scheduler.shed(urgency)
+        if entry is None:
+            return False
+        self._forget_trunk_row(entry)
+        _break(entry, QueueFullError(f"given up for an image of urgency {urgency}", DRAIN_RETRY_S))
+        return True
+
     def _drop(self, selection: Selection) -> None:
         """Account entries that will never be computed and answer those that still have a caller."""
         dropped = self._telemetry.telemetry.dropped
@@ -305,7 +309,7 @@ class Batcher:
 
     def _forget_trunk_row(self, entry: Entry) -> None:
         """Account the trunk row of an entry whose body will never run."""
-        if entry.bucket.step is Step.BODY:
+        if entry.look is not None:
             self._telemetry.trunk_row(None, True)
 
 

@@ -20,7 +20,7 @@ from models.transform import ImageError
 from service import profiler
 from service.api.state import ServiceState
 from service.app import create_app, load_checkpoints, refuse_the_rest, wait_until_idle
-from service.hosting import gate_decision
+from service.hosting import check_policy, gate_decision
 from service.http1 import server_config
 from service.logs import configure
 from service.profiler import ProfileSettings
@@ -127,6 +127,7 @@ def _check_version(folder: Path, settings: Settings) -> tuple[str, bool]:
         manifest = load(folder).manifest
         if manifest.name in settings.model and resolve(settings.repository, manifest.name) == folder:
             gate_decision(manifest, settings)
+            check_policy(manifest, settings)
     except (CheckpointError, SettingError) as error:
         return f"bad  {label}: {error}", False
     return f"ok   {label}: {manifest.architecture}, {len(manifest.slices)} slices, {manifest.digest}", True

@@ -12,16 +12,16 @@ import torch
 from models.checkpoint import Checkpoint, Manifest
 from models.decision import GateDecision
 from models.machine import processor_id
-from service.admission import admit, retry_after_s
-from service.batcher import Batcher, Rules
+from service.admission import check_room, refuse_deadline, retry_after_s
+from service.batcher import Batcher, Looks
 from service.engine.base import Engine
 from service.engine.graphs import SessionFactory
 from service.engine.onnx import OnnxEngine
 from service.engine.torch_engine import TorchEngine
-from service.latency import LatencyTable
+from service.latency import LatencyTable, LiveTimes
+from service.policies import F32, Policy, check_policy_name, policy_named
 from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once
-from service.request import BEFORE_TRUNK, Bucket, Entry, Route, SliceFacts, Step
-from service.routing import route
+from service.request import Budget, Look, SliceFacts, Window
 from service.scheduler import Scheduler
 from service.settings import SettingError, Settings
 from service.telemetry import ModelLabels, ModelTelemetry, Telemetry
@@ -46,6 +46,14 @@ def gate_decision(manifest: Manifest, settings: Settings) -> GateDecision:
         return manifest.decision(settings.operating_point)
     except ValueError as error:
         raise SettingError(f"setting operating_point: {error}") from error
+
+
+def check_policy(manifest: Manifest, settings: Settings) -> None:
+    """Raise SettingError, with what is allowed, unless the settings name a policy that suits the model."""
+    try:
+        check_policy_name(settings.policy, len(manifest.slices))
+    except ValueError as error:
+        raise SettingError(f"setting policy, model {manifest.name}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,15 @@ def warm_up(checkpoint: Checkpoint, settings: Settings, cancelled: threading.Eve
     return WarmEngine(engine, profile.table())
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What was agreed with an image at the door: its place in the schedule, when it is due, and its deadline."""
+
+    place: int
+    due_s: float
+    deadline_s: float
+
+
 class HostedModel:
     """One model in service. Used on the event loop only.
 
@@ -119,17 +136,17 @@ class HostedModel:
         self.workers, self.capacity = warm.engine.workers, settings.queue_capacity_images
         self.admitted = 0
         self.telemetry = ModelTelemetry(telemetry, ModelLabels(manifest.name, str(manifest.version)), self.slices)
+        times = LiveTimes(warm.table)
         trunk_madds = manifest.slices[0].trunk_madds
-        self.telemetry.describe(warm.table, trunk_madds, self.capacity, settings.slo_target_ratio)
+        self.telemetry.describe(times, trunk_madds, self.capacity, settings.slo_target_ratio)
         telemetry.model_info.labels(
             manifest.name, str(manifest.version), warm.engine.name, warm.engine.device, manifest.digest
         ).set(1)
-        limits = {BEFORE_TRUNK: warm.table.best_batch(None)}
-        for width in range(len(self.slices)):
-            limits[Bucket(Step.BODY, width)] = warm.table.best_batch(width)
-            limits[Bucket(Step.WHOLE, width)] = warm.table.best_whole_batch(width)
-        rules = Rules(gate_decision(manifest, settings).widths, self._route)
-        self.batcher = Batcher(warm.engine, Scheduler(limits), rules, self.telemetry, self.capacity)
+        policy = policy_named(settings.policy, manifest.gate.choices, times)
+        self.default_slo_s = settings.default_slo_ms / 1e3
+        self._scheduler = Scheduler(policy, times, self.workers)
+        looks = looks_of(policy, gate_decision(manifest, settings))
+        self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, self.capacity)
 
     @property
     def narrowest_s(self) -> float:
@@ -140,24 +157,51 @@ class HostedModel:
         """When a refused client may try again, predicted from the backlog."""
         return retry_after_s(self.admitted, self.narrowest_s, self.workers)
 
-    def check_room(self) -> None:
-        """Raise QueueFullError when not even one image more would be admitted."""
-        admit(self.admitted, self.capacity, 1, self.retry_after_s())
+    def check_room(self, urgency: int) -> None:
+        """Raise QueueFullError when not even one image more of this urgency would be admitted."""
+        if self.admitted >= self.capacity and not self._scheduler.has_less_urgent(urgency):
+            check_room(self.admitted, self.capacity, 1, self.retry_after_s())
 
-    def take_places(self, images: int) -> None:
-        """Admit ``images`` more, or raise QueueFullError; whoever calls gives them back."""
-        admit(self.admitted, self.capacity, images, self.retry_after_s())
+    def take_places(self, images: int, urgency: int) -> None:
+        """Admit ``images`` more, or raise QueueFullError; whoever calls gives them back.
+
+        Less urgent images that wait are refused for more urgent ones. Their places are free as soon as their
+        callers have been told, a moment later, and are not waited for.
+        """
+        missing = self.admitted + images - self.capacity
+        while missing > 0 and self.batcher.shed(urgency):
+            missing -= 1
+        if missing > 0:
+            check_room(self.admitted, self.capacity, images, self.retry_after_s())
         self.admitted += images
 
     def give_back_places(self, images: int) -> None:
         self.admitted -= images
 
-    def _route(self, entry: Entry, gate_width: int | None, now_s: float) -> Route:
-        """The gate's wish inside the window, narrowed to fit the deadline; before the trunk, the forced slice."""
-        wish = entry.window.forced if gate_width is None else gate_width
-        assert wish is not None, "the gate runs unless a slice is forced: this is a bug"
+    def expect(self, budget: Budget, window: Window, arrived_s: float, now_s: float) -> Ahead:
+        """Admit one image to the schedule; it is pushed there, or ``forget`` is called.
 
-        def fits(width: int) -> bool:
-            return entry.deadline_s == math.inf or now_s + self.table.seconds(width, 1) <= entry.deadline_s
+        Raises DeadlineExceededError, outcome ``refused``, when it cannot be in time even at its narrowest
+        slice, or only at the cost of images that are as urgent and were promised to be in time.
+        """
+        deadline_s = math.inf if budget.latency_s is None else arrived_s + budget.latency_s
+        while not self._scheduler.can_finish(now_s, deadline_s, window):
+            if not self.batcher.shed(budget.urgency):
+                finish_s = self._scheduler.finish_s(now_s, deadline_s, window)
+                refuse_deadline(now_s, deadline_s, finish_s, window, len(self._scheduler))
+        due_s = min(deadline_s, arrived_s + self.default_slo_s)
+        place = self._scheduler.expect(now_s, due_s, deadline_s < math.inf, window)
+        return Ahead(place, due_s, deadline_s)
 
-        return route(entry.window, gate_width, wish, fits)
+    def forget(self, ahead: Ahead) -> None:
+        """An expected image will not come."""
+        self._scheduler.forget(ahead.place)
+
+
+def looks_of(policy: Policy, decision: GateDecision) -> Looks:
+    """What the policy remembers of images, from the gate's logits."""
+
+    def looks(gate_logits_NG: F32) -> list[Look]:
+        return policy.looks(decision.worth(gate_logits_NG), decision.widths(gate_logits_NG))
+
+    return looks

@@ -1,4 +1,4 @@
-"""How long a batch takes. PURE: a measured table, read by routing, admission and batch formation."""
+"""How long a batch takes. PURE: a measured table, and what it is corrected by while batches run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Worker seconds per image. trunk_s: trunk and gate. body_s: at every width, in ladder order."""
+
+    trunk_s: float
+    body_s: tuple[float, ...]
+
 
 PAYS_RATIO = 0.97
 """A larger batch makes its first images wait; it must save at least 3 % per image."""
@@ -67,6 +76,11 @@ class LatencyTable:
         sizes = sorted({*self._sizes(None), *self._sizes(width)})
         return _smallest_that_pays({size: self.seconds(None, size) + self.seconds(width, size) for size in sizes})
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The bodies that were measured, ascending."""
+        return tuple(sorted({width for width, _ in self.seconds_by_batch if width is not None}))
+
     def image_seconds(self, width: int) -> float:
         """Seconds of one image alone: the trunk, then the body at ``width``."""
         return self.seconds_by_batch[None, 1] + self.seconds_by_batch[width, 1]
@@ -77,6 +91,107 @@ class LatencyTable:
         if not sizes:
             raise KeyError(width)
         return sizes
+
+
+MEMORY_BATCHES = 50.0
+"""A correction follows about so many of the last batches of its queue."""
+MEMORY_S = 20.0
+"""And forgets them after about so long, so that a bad moment cannot keep images away for ever."""
+PRIOR_BATCHES = 2.0
+"""How many batches the table is worth."""
+LEAST_SHARE, MOST_SHARE = 0.25, 8.0
+"""Of the table's time: no batch that was measured counts for less or more, whatever stopped the machine."""
+
+
+@dataclass(slots=True)
+class _Correction:
+    """Least squares of ``a n + b`` for what one queue's batches took beyond the table, forgetting exponentially.
+
+    scale  largest usual n; the fit works with n / scale. Sums are those of weight, n, n^2, excess, n * excess.
+    """
+
+    scale: float
+    at_s: float = 0.0
+    weight: float = 0.0
+    n: float = 0.0
+    nn: float = 0.0
+    excess: float = 0.0
+    n_excess: float = 0.0
+    squares: float = 0.0
+    a: float = 0.0
+    b: float = 0.0
+
+    def learn(self, images: int, excess_s: float, now_s: float) -> None:
+        n, error_s = images / self.scale, excess_s - self.of(images)
+        self._fade((1.0 - 1.0 / MEMORY_BATCHES) * math.exp(min(0.0, self.at_s - now_s) / MEMORY_S))
+        self.at_s = now_s
+        self.weight += 1.0
+        self.n += n
+        self.nn += n * n
+        self.excess += excess_s
+        self.n_excess += n * excess_s
+        self.squares += error_s * error_s
+        self.solve()
+
+    def of(self, images: int) -> float:
+        return self.a * images / self.scale + self.b
+
+    def age(self, now_s: float) -> None:
+        """Fall back towards the table while nothing is learnt."""
+        if now_s - self.at_s > 1.0 and self.weight:
+            self._fade(math.exp((self.at_s - now_s) / MEMORY_S))
+            self.at_s = now_s
+            self.solve()
+
+    def _fade(self, share: float) -> None:
+        self.weight *= share
+        self.n *= share
+        self.nn *= share
+        self.excess *= share
+        self.n_excess *= share
+        self.squares *= share
+
+    def solve(self) -> None:
+        nn, ones = self.nn + PRIOR_BATCHES, self.weight + PRIOR_BATCHES
+        determinant = nn * ones - self.n * self.n
+        self.a = (self.n_excess * ones - self.n * self.excess) / determinant
+        self.b = (nn * self.excess - self.n * self.n_excess) / determinant
+
+
+class LiveTimes:
+    """The table, corrected per queue by ``a n + b`` from the batches that ran. Not thread-safe."""
+
+    def __init__(self, table: LatencyTable) -> None:
+        self.table = table
+        queues = {width for width, _ in table.seconds_by_batch}
+        self._corrections = {queue: _Correction(float(table.best_batch(queue))) for queue in queues}
+
+    def learn(self, width: int | None, images: int, seconds: float, now_s: float) -> None:
+        """A batch of a queue has taken so long. Batches that failed are not to be told."""
+        expected_s = self.table.seconds(width, images)
+        seconds = min(max(seconds, LEAST_SHARE * expected_s), MOST_SHARE * expected_s)
+        self._corrections[width].learn(images, seconds - expected_s, now_s)
+
+    def age(self, now_s: float) -> None:
+        """Let old batches fade; to be called now and then, also when nothing runs."""
+        for correction in self._corrections.values():
+            correction.age(now_s)
+
+    def seconds(self, width: int | None, batch: int) -> float:
+        """Of one batch of so many images, expected; never below ``LEAST_SHARE`` of the table's."""
+        measured_s = self.table.seconds(width, batch)
+        return max(measured_s + self._corrections[width].of(batch), LEAST_SHARE * measured_s)
+
+    def spread_s(self, width: int | None) -> float:
+        """Root mean square of what recent batches were off."""
+        correction = self._corrections[width]
+        return math.sqrt(correction.squares / (correction.weight + PRIOR_BATCHES))
+
+    def costs(self) -> Costs:
+        """Seconds per image where batches are as large as pays."""
+        trunk = self.table.best_batch(None)
+        batches = [(width, self.table.best_batch(width)) for width in self.table.widths]
+        return Costs(self.seconds(None, trunk) / trunk, tuple(self.seconds(w, n) / n for w, n in batches))
 
 
 def _smallest_that_pays(seconds_by_size: Mapping[int, float]) -> int:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.admission import check_deadline
 from service.batcher import Order, Outcome
 from service.errors import (
     BackendError,
@@ -44,8 +43,8 @@ class ImageRequest:
 class Pipeline:
     """Everything between the wire and a model's batcher. Used on the event loop only."""
 
-    def __init__(self, decoder: ImageDecoder, telemetry: Telemetry, default_slo_s: float) -> None:
-        self._decoder, self._telemetry, self._default_slo_s = decoder, telemetry, default_slo_s
+    def __init__(self, decoder: ImageDecoder, telemetry: Telemetry) -> None:
+        self._decoder, self._telemetry = decoder, telemetry
 
     def precheck(self, model: HostedModel, budget: Budget) -> Window:
         """The slices that the budgets allow; refuses before the body is read what no body could mend.
@@ -54,7 +53,7 @@ class Pipeline:
         """
         try:
             allowed = window(budget, model.slices)
-            model.check_room()
+            model.check_room(budget.urgency)
         except SlicewiseError as error:
             self._count(budget, outcome_of(error)[1])
             raise
@@ -63,9 +62,9 @@ class Pipeline:
     async def classify(self, model: HostedModel, request: ImageRequest) -> Prediction:
         """Answer one image; raises any SlicewiseError. Takes a place in the queue while it runs."""
         with self._account(model, request):
-            ahead = self._take_places(model, 1)
+            model.take_places(1, request.budget.urgency)
             try:
-                return await self._classify(model, request, ahead)
+                return await self._classify(model, request)
             finally:
                 model.give_back_places(1)
 
@@ -77,44 +76,36 @@ class Pipeline:
         Raises QueueFullError for all when they do not fit into the queue together.
         """
 
-        async def one(request: ImageRequest, ahead: int) -> Prediction | SlicewiseError:
+        async def one(request: ImageRequest) -> Prediction | SlicewiseError:
             try:
                 with self._account(model, request):
-                    return await self._classify(model, request, ahead)
+                    return await self._classify(model, request)
             except SlicewiseError as error:
                 return error
 
         try:
-            ahead = self._take_places(model, len(requests))
+            model.take_places(len(requests), min(request.budget.urgency for request in requests))
         except SlicewiseError as error:
             for request in requests:
                 self._count(request.budget, outcome_of(error)[1])
             raise
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(request, ahead + i)) for i, request in enumerate(requests)]
+                tasks = [group.create_task(one(request)) for request in requests]
         finally:
             model.give_back_places(len(requests))
         return [task.result() for task in tasks]
 
-    def _take_places(self, model: HostedModel, images: int) -> int:
-        """Take places in the model's bounded queue; returns the number of images ahead."""
-        ahead = model.admitted
-        model.take_places(images)
-        return ahead
-
-    async def _classify(self, model: HostedModel, request: ImageRequest, ahead: int) -> Prediction:
-        budget, arrived_s, allowed = request.budget, request.arrived_s, request.allowed
-        deadline_s = math.inf if budget.latency_s is None else arrived_s + budget.latency_s
-        least_width = allowed.lo if allowed.forced is None else allowed.forced
-        check_deadline(
-            now_s=time.monotonic(), deadline_s=deadline_s, queued=ahead, table=model.table,
-            width=least_width, workers=model.workers,
-        )  # fmt: skip
-        decoded = await self._decode(model, request.data, deadline_s)
+    async def _classify(self, model: HostedModel, request: ImageRequest) -> Prediction:
+        agreed = model.expect(request.budget, request.allowed, request.arrived_s, time.monotonic())
+        try:
+            decoded = await self._decode(model, request.data, agreed.deadline_s)
+        except BaseException:
+            model.forget(agreed)
+            raise
         order = Order(
-            decoded.pixels_HWC, allowed, arrived_s, due_s=min(deadline_s, arrived_s + self._default_slo_s),
-            deadline_s=deadline_s, urgency=budget.urgency,
+            decoded.pixels_HWC, request.allowed, request.arrived_s, agreed.due_s, agreed.deadline_s,
+            request.budget.urgency, agreed.place,
         )  # fmt: skip
         outcome = await model.batcher.submit(order)
         prediction = render(model, outcome, request, decoded)

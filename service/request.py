@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 Forced = int | Literal["narrowest", "widest"]
 
@@ -92,14 +92,16 @@ class Step(StrEnum):
     WHOLE = "whole"
 
 
-class Bucket(NamedTuple):
-    """Where entries wait that may run together. width: a ladder index, None before the trunk."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the gate made of an image.
 
-    step: Step
-    width: int | None = None
+    wish    ladder index at the operating point.
+    widths  ladder index at every price of time, for policies that have prices; never wider than the wish.
+    """
 
-
-BEFORE_TRUNK = Bucket(Step.TRUNK)
+    wish: int
+    widths: tuple[int, ...]
 
 
 class Promise(Protocol):
@@ -118,8 +120,8 @@ class Entry:
     waited_s    what it waited in earlier queues.
     trunk_s     seconds of its trunk batch, 0 before the trunk.
     payload     the image before the trunk, its features after it; opaque to everything that decides.
-    bucket      where it waits next.
-    route       set once its width is decided.
+    look        what the gate made of it; None before the trunk.
+    place       what the scheduler's books know it by.
     """
 
     promise: Promise
@@ -132,8 +134,8 @@ class Entry:
     urgency: int = 3
     waited_s: float = 0.0
     trunk_s: float = 0.0
-    bucket: Bucket = BEFORE_TRUNK
-    route: Route | None = None
+    look: Look | None = None
+    place: int = -1
 
     def abandoned(self) -> bool:
         """True when the caller has gone or has been answered already."""
@@ -142,10 +144,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Entries of one bucket that run together."""
+    """Entries that run together.
 
-    bucket: Bucket
+    step    what runs; width: None for the trunk, else of every entry.
+    routes  one per entry, why it is served at that width; empty for the trunk.
+    """
+
+    step: Step
+    width: int | None
     entries: tuple[Entry, ...]
+    routes: tuple[Route, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

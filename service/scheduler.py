@@ -1,20 +1,35 @@
 """Which images run next, together, at which width. PURE: time is an argument, nothing is computed.
 
-One bucket before the trunk, one per width after it, and one per width for images whose width is known
-before their trunk runs. Inside a bucket the earliest due entry goes first; among buckets, the one whose
-head is due earliest. A worker that is free asks for the next
-batch, so no timer is needed while workers are busy, and an idle worker takes what is there at once.
+Three kinds of queues, each in the order in which its images are due: images that nothing is known of,
+images that the gate has seen, and images whose slice is forced. A free worker asks for the next batch, so
+no timer is needed while workers are busy, and an idle worker takes what is there at once: the image that
+is due first, and those behind it that may run with it.
+
+Widths are decided here, at the last moment: the policy proposes one for the first image, budgets and the
+deadline clamp it, and images join it whose clamped width is the same.
 """
 
 from __future__ import annotations
 
-import heapq
+import math
+from bisect import insort
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count, islice
 
-from service.request import BEFORE_TRUNK, Batch, Bucket, Entry
+from service.backlog import Backlog
+from service.latency import LiveTimes
+from service.policies import PRICES, Policy
+from service.request import Batch, Entry, Reason, Route, Step, Window
+from service.routing import route
+
+SCAN_IMAGES = 128
+"""How far behind the first image others are looked for that may run with it."""
+RENEW_S = 0.25
+"""How often plans follow what was learnt of the times."""
+HEADROOM = 0.25
+"""Share of the workers' time until images are due that prices plan; what is kept back meets clumps of requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,94 +38,263 @@ class Selection:
 
     batch      what to run, or None when nothing is waiting.
     cancelled  entries whose caller has gone; never computed.
-    expired    entries whose deadline has passed; never computed, their promises must still be broken.
+    expired    entries that cannot be finished in time any more; never computed, their promises must still be broken.
     """
 
-    batch: Batch | None
-    cancelled: tuple[Entry, ...] = ()
-    expired: tuple[Entry, ...] = ()
+    batch: Batch | None = None
+    cancelled: list[Entry] = field(default_factory=list)
+    expired: list[Entry] = field(default_factory=list)
+
+
+class _Queue:
+    """Entries in the order in which they are due; equal ones in the order of arrival."""
+
+    def __init__(self, step: Step, arrivals: Iterator[int]) -> None:
+        self.step, self._arrivals = step, arrivals
+        self._items: list[tuple[float, int, Entry]] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (entry for _, _, entry in self._items)
+
+    @property
+    def first(self) -> Entry:
+        return self._items[0][2]
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """Of the first entry among those of other queues."""
+        return self._items[0][:2]
+
+    def push(self, entry: Entry) -> None:
+        insort(self._items, (entry.due_s, next(self._arrivals), entry))
+
+    def pop(self) -> Entry:
+        return self._items.pop(0)[2]
+
+    def remove(self, entries: Iterable[Entry]) -> None:
+        gone = set(map(id, entries))
+        self._items = [item for item in self._items if id(item[2]) not in gone]
+
+    def take(self, limit: int, routed: Callable[[Entry], Route | None]) -> tuple[list[Entry], list[Route]]:
+        """Remove those of the first entries that somebody waits for and that have a route, ``limit`` at most."""
+        entries: list[Entry] = []
+        routes: list[Route] = []
+        indices = []
+        for index, (_, _, entry) in enumerate(islice(self._items, SCAN_IMAGES)):
+            found = None if entry.abandoned() else routed(entry)
+            if found is not None:
+                entries.append(entry)
+                routes.append(found)
+                indices.append(index)
+                if len(entries) == limit:
+                    break
+        for index in reversed(indices):
+            del self._items[index]
+        return entries, routes
 
 
 class Scheduler:
     """Queues of one model. Not thread-safe: called on the event loop only.
 
-    batch_limits  most entries per batch, per bucket. Its keys are the buckets that exist.
+    Every image is announced with ``expect`` before its pixels are there, so that what is on its way
+    counts; then pushed, or forgotten.
     """
 
-    def __init__(self, batch_limits: Mapping[Bucket, int]) -> None:
-        bad = {bucket: limit for bucket, limit in batch_limits.items() if limit < 1}
-        if bad or BEFORE_TRUNK not in batch_limits:
-            raise ValueError(
-                f"batch limits need the trunk's bucket and limits of at least 1 image, got {dict(batch_limits)}"
-            )
-        self._limits = dict(batch_limits)
-        self._queues: dict[Bucket, list[tuple[float, int, Entry]]] = {bucket: [] for bucket in batch_limits}
-        self._arrivals = count()
+    def __init__(self, policy: Policy, times: LiveTimes, workers: int, headroom: float = HEADROOM) -> None:
+        self._policy, self._times = policy, times
+        widths = len(times.table.widths)
+        self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom)
+        self._renewed_s = -math.inf
+        self._trunk_images = times.table.best_batch(None)
+        self._body_images = [times.table.best_batch(width) for width in range(widths)]
+        self._whole_images = [times.table.best_whole_batch(width) for width in range(widths)]
+        arrivals = count()
+        self._unseen, self._seen = _Queue(Step.TRUNK, arrivals), _Queue(Step.BODY, arrivals)
+        self._forced = [_Queue(Step.WHOLE, arrivals) for _ in range(widths)]
+        self._queues = [self._unseen, self._seen, *self._forced]
+        self._busy_until_s: dict[int, float] = {}
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._queues.values())
+        return sum(map(len, self._queues))
 
     def waiting(self) -> dict[int | None, int]:
-        """Entries per width, None for those before the trunk; callers who have gone count until they are dropped."""
-        counts: Counter[int | None] = Counter()
-        for bucket, queue in self._queues.items():
-            counts[bucket.width] += len(queue)
+        """Entries per width (the forced one, else the gate's wish), None for those that nothing is known of."""
+        counts: Counter[int | None] = Counter(entry.look.wish for entry in self._seen if entry.look)
+        counts[None] = len(self._unseen)
+        for width, queue in enumerate(self._forced):
+            counts[width] += len(queue)
         return dict(counts)
 
+    def finish_s(self, now_s: float, deadline_s: float, window: Window) -> float:
+        """When one image more would be finished, everything at its narrowest width."""
+        return self._backlog.finish_s(now_s, deadline_s, _least(window), self._ends())
+
+    def can_finish(self, now_s: float, deadline_s: float, window: Window) -> bool:
+        """Whether one image more would be in time at its narrowest width, and make nobody late who was promised."""
+        if deadline_s == math.inf:
+            return True
+        return self.finish_s(now_s, deadline_s, window) <= deadline_s and not self._backlog.spoils(
+            now_s, deadline_s, _least(window), self._ends()
+        )
+
+    def expect(self, now_s: float, due_s: float, is_hard: bool, window: Window) -> int:
+        """One image more is on its way; returns its place. is_hard: it has a deadline of its own."""
+        self._backlog.arrived(now_s)
+        return self._backlog.add(due_s, is_hard, window)
+
+    def forget(self, place: int) -> None:
+        """The image of this place will not be pushed, or not again."""
+        self._backlog.remove(place)
+
     def push(self, entry: Entry) -> None:
-        """Queue an entry in its bucket."""
-        heapq.heappush(self._queues[entry.bucket], (entry.due_s, next(self._arrivals), entry))
+        """Queue an entry that was expected, or whose trunk is done."""
+        if entry.look is not None:
+            self._backlog.see(entry.place, entry.look.widths)
+            self._seen.push(entry)
+        elif entry.window.forced is not None:
+            self._forced[entry.window.forced].push(entry)
+        else:
+            self._unseen.push(entry)
 
     def next_batch(self, now_s: float) -> Selection:
-        """Take the most urgent batch and drop what nobody can use any more on the way."""
-        cancelled: list[Entry] = []
-        expired: list[Entry] = []
-        taken: list[Entry] = []
-        for queue in self._queues.values():
-            self._drop_dead_heads(queue, now_s, cancelled, expired)
-        heads = [(queue[0][:2], bucket) for bucket, queue in self._queues.items() if queue]
-        if not heads:
-            return Selection(None, tuple(cancelled), tuple(expired))
-        _, bucket = min(heads, key=lambda head: head[0])
-        queue = self._queues[bucket]
-        while queue and len(taken) < self._limits[bucket]:
-            taken.append(heapq.heappop(queue)[2])
-            self._drop_dead_heads(queue, now_s, cancelled, expired)
-        return Selection(Batch(bucket, tuple(taken)), tuple(cancelled), tuple(expired))
+        """Take the most urgent batch for a worker that is free, and drop what is of no use on the way."""
+        selection = Selection()
+        for queue in self._queues:
+            while queue and self._sort_out(queue.first, now_s, selection):
+                self._backlog.remove(queue.pop().place)
+        queues = [queue for queue in self._queues if queue]
+        if not queues:
+            return selection
+        price = self._backlog.price(now_s, self._ends()) if self._policy.is_priced else 0
+        batch = self._form(min(queues, key=lambda queue: queue.order), now_s, price)
+        self._busy_until_s[id(batch)] = now_s + self._batch_s(batch.step, batch.width, len(batch.entries))
+        for entry in batch.entries:
+            (self._backlog.begin if batch.step is Step.TRUNK else self._backlog.remove)(entry.place)
+        return Selection(batch, selection.cancelled, selection.expired)
+
+    def finished(self, batch: Batch, now_s: float, trunk_s: float = 0.0, body_s: float = 0.0) -> None:
+        """The worker that had this batch is free again; what it took of its time is learnt, unless it failed: 0."""
+        self._busy_until_s.pop(id(batch), None)
+        if trunk_s:
+            self._times.learn(None, len(batch.entries), trunk_s, now_s)
+        if body_s and batch.width is not None:
+            self._times.learn(batch.width, len(batch.entries), body_s, now_s)
+        if now_s - self._renewed_s > RENEW_S:
+            self._renewed_s = now_s
+            self._times.age(now_s)
+            self._policy.renew(self._times)
+            self._backlog.costs = self._times.costs()
 
     def prune(self, now_s: float) -> Selection:
         """Drop every dead entry wherever it stands; called when the queue looks full."""
-        cancelled: list[Entry] = []
-        expired: list[Entry] = []
-        for bucket, queue in self._queues.items():
-            alive = []
-            for item in queue:
-                if not self._sort_out(item[2], now_s, cancelled, expired):
-                    alive.append(item)
-            heapq.heapify(alive)
-            self._queues[bucket] = alive
-        return Selection(None, tuple(cancelled), tuple(expired))
+        selection = Selection()
+        for queue in self._queues:
+            queue.remove([entry for entry in queue if self._sort_out(entry, now_s, selection)])
+        for entry in (*selection.cancelled, *selection.expired):
+            self._backlog.remove(entry.place)
+        return selection
+
+    def shed(self, urgency: int) -> Entry | None:
+        """Give up the least urgent image that waits, of several the one due last; None if all are as urgent."""
+        rivals = [(entry.urgency, entry.due_s, id(entry), entry, queue) for queue in self._queues for entry in queue]
+        worst = max(rivals, default=None, key=lambda rival: rival[:3])
+        if worst is None or worst[0] <= urgency:
+            return None
+        *_, entry, queue = worst
+        queue.remove([entry])
+        self._backlog.remove(entry.place)
+        return entry
+
+    def has_less_urgent(self, urgency: int) -> bool:
+        """Whether ``shed`` would find an image."""
+        return any(entry.urgency > urgency for queue in self._queues for entry in queue)
 
     def clear(self) -> tuple[Entry, ...]:
         """Empty every queue and hand back what was waiting, for shutdown."""
-        entries = tuple(item[2] for queue in self._queues.values() for item in sorted(queue, key=lambda i: i[:2]))
-        for queue in self._queues.values():
-            queue.clear()
+        entries = tuple(entry for queue in self._queues for entry in queue)
+        for queue in self._queues:
+            queue.remove(list(queue))
         return entries
 
-    def _drop_dead_heads(
-        self, queue: list[tuple[float, int, Entry]], now_s: float, cancelled: list[Entry], expired: list[Entry]
-    ) -> None:
-        while queue and self._sort_out(queue[0][2], now_s, cancelled, expired):
-            heapq.heappop(queue)
+    def _form(self, queue: _Queue, now_s: float, price: int) -> Batch:
+        first = queue.first
+        if queue.step is Step.TRUNK:
+            plan = self._policy.before(first.due_s - now_s, len(queue), price)
+            if plan is None:
+                images = self._in_time(first, now_s, Step.TRUNK, None, self._trunk_images)
+                return Batch(Step.TRUNK, None, tuple(queue.take(images, lambda _: _UNROUTED)[0]))
+            return self._dense(queue, Step.WHOLE, plan.images, lambda entry: self._unasked(entry, plan.width))
+        if queue.step is Step.WHOLE:
+            assert first.window.forced is not None, "only forced images wait here: this is a bug"
+            images = self._in_time(
+                first, now_s, Step.WHOLE, first.window.forced, self._whole_images[first.window.forced]
+            )
+            return self._dense(queue, Step.WHOLE, images, lambda entry: self._unasked(entry, 0))
+        width = self._asked(first, now_s, price).width
+        images = self._in_time(first, now_s, Step.BODY, width, self._body_images[width])
+        return self._dense(queue, Step.BODY, images, lambda entry: self._asked(entry, now_s, price))
 
-    @staticmethod
-    def _sort_out(entry: Entry, now_s: float, cancelled: list[Entry], expired: list[Entry]) -> bool:
-        """Put a dead entry on its list and say so; a live one is left alone."""
-        if entry.deadline_s <= now_s:  # asked first: the caller has been answered at its deadline already
-            expired.append(entry)
+    def _dense(self, queue: _Queue, step: Step, images: int, routed: Callable[[Entry], Route]) -> Batch:
+        """The first entry, and up to ``images`` in all that are routed to its width."""
+        width = routed(queue.first).width
+
+        def same(entry: Entry) -> Route | None:
+            found = routed(entry)
+            return found if found.width == width else None
+
+        entries, routes = queue.take(images, same)
+        return Batch(step, width, tuple(entries), tuple(routes))
+
+    def _asked(self, entry: Entry, now_s: float, price: int) -> Route:
+        """The width of an image that the gate has seen."""
+        assert entry.look is not None, "only images that were seen wait here: this is a bug"
+        proposal = self._policy.after(entry.look, entry.urgency, price)
+        left_s = entry.deadline_s - now_s
+
+        def fits(width: int) -> bool:
+            return self._times.seconds(width, 1) + self._times.spread_s(width) <= left_s
+
+        return route(entry.window, entry.look.wish, proposal, fits)
+
+    def _unasked(self, entry: Entry, width: int) -> Route:
+        """The width of an image that nothing is known of. Where the gate would be asked but for load, load is why."""
+        found = route(entry.window, None, width, lambda _: True)
+        if found.reason is Reason.POLICY and self._policy.asks_gate:
+            return Route(found.width, Reason.LOAD, None)
+        return found
+
+    def _in_time(self, first: Entry, now_s: float, step: Step, width: int | None, limit: int) -> int:
+        """How many images may run together so that the first is not late because of the others; at least 1."""
+        left_s = first.deadline_s - now_s
+        if step is Step.TRUNK:
+            left_s -= self._times.seconds(_least(first.window), 1)
+        return next((n for n in range(limit, 1, -1) if self._batch_s(step, width, n) <= left_s), 1)
+
+    def _batch_s(self, step: Step, width: int | None, images: int) -> float:
+        trunk_s = 0.0 if step is Step.BODY else self._times.seconds(None, images)
+        return trunk_s + (0.0 if width is None else self._times.seconds(width, images))
+
+    def _ends(self) -> list[float]:
+        return list(self._busy_until_s.values())
+
+    def _sort_out(self, entry: Entry, now_s: float, selection: Selection) -> bool:
+        """Put an entry that is of no use on its list and say so; any other is left alone."""
+        step = Step.WHOLE if entry.look is None else Step.BODY
+        if now_s + self._batch_s(step, _least(entry.window), 1) > entry.deadline_s:
+            selection.expired.append(entry)
         elif entry.abandoned():
-            cancelled.append(entry)
+            selection.cancelled.append(entry)
         else:
             return False
         return True
+
+
+_UNROUTED = Route(0, Reason.POLICY, None)
+
+
+def _least(window: Window) -> int:
+    """The narrowest width that a request allows."""
+    return window.lo if window.forced is None else window.forced

@@ -63,11 +63,19 @@ class Settings(BaseSettings):
     workers: int = Field(
         0, ge=0, description="batches that run at once; 0 = one per core, on CUDA 1. More than cores only adds waiting"
     )
+    policy: str = Field(
+        "gate_slack",
+        description="how widths are chosen: gate_slack (the gate, narrowed under load where it costs least), gate "
+        "(never moved by load), fixed:INDEX, fixed:widest, slackfit, maxbatch, maxacc (which never look at the image)",
+    )
     queue_capacity_images: int = Field(
         256, ge=1, description="images admitted and not answered; a larger queue refuses less and waits longer"
     )
     default_slo_ms: float = Field(
-        1000.0, gt=0, description="orders requests without Latency-Budget among those with one; never refuses anything"
+        1000.0,
+        gt=0,
+        description="time by which a request without Latency-Budget is to be answered: load narrows images to keep it. "
+        "Nothing is refused for it",
     )
     slo_target_ratio: float = Field(
         0.99, gt=0, le=1, description="SLO attainment target, exported for dashboards and alerts"

@@ -17,7 +17,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from service.latency import LatencyTable
+from service.latency import LiveTimes
 from service.request import Budget, Entry, Route, SliceFacts, Timings
 
 # Dense where the targets of this kind of model lie (5..50 ms), sparse above.
@@ -172,9 +172,11 @@ class Telemetry:
             "slicewise_slice_madds", "Served MAdds of a slice.", ["model", "version", "width"], registry=registry
         )
         self.slice_latency = Gauge(
-            "slicewise_slice_latency_seconds", "The latency table in force.", ["model", "width", "batch"],
+            "slicewise_slice_latency_seconds",
+            "The latency table in force, corrected by what batches took.",
+            ["model", "width", "batch"],
             registry=registry,
-        )  # fmt: skip
+        )
         self.slo_target = Gauge(
             "slicewise_slo_target_ratio", "Target of the SLO attainment.", ["model"], registry=registry
         )
@@ -194,7 +196,7 @@ class ModelTelemetry:
         self._trunk_madds = 0
         self._slimming_madds = slices[0].madds_served - slices[0].madds_published
 
-    def describe(self, table: LatencyTable, trunk_madds: int, capacity_images: int, slo_target: float) -> None:
+    def describe(self, times: LiveTimes, trunk_madds: int, capacity_images: int, slo_target: float) -> None:
         """Publish what is fixed once the model is warm."""
         t, model, version = self.telemetry, self.labels.model, self.labels.version
         self._trunk_madds = trunk_madds
@@ -202,8 +204,9 @@ class ModelTelemetry:
             t.slice_madds.labels(model, version, str(facts.width)).set(facts.madds_served)
             if facts.accuracy is not None:
                 t.slice_accuracy.labels(model, version, str(facts.width)).set(facts.accuracy)
-        for (width, batch), seconds in table.seconds_by_batch.items():
-            t.slice_latency.labels(model, width_label(width, "trunk"), str(batch)).set(seconds)
+        for width, batch in times.table.seconds_by_batch:
+            gauge = t.slice_latency.labels(model, width_label(width, "trunk"), str(batch))
+            gauge.set_function(partial(times.seconds, width, batch))
         t.queue_capacity.labels(model, "trunk").set(capacity_images)
         t.slo_target.labels(model).set(slo_target)
 

@@ -149,7 +149,7 @@ def ds_resnet_cifar10() -> Recipe:
         lambda: asdict(ds_resnet.cifar()),
         CIFAR_INPUT,
         SupernetRecipe(
-            cycles=(40,),
+            cycles=(40, 25),
             batch_size=128,
             lr=0.12,
             warmup_epochs=2.0,

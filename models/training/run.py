@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,7 @@ def train_supernet(
     trainer.fit(batches, run_dir / "supernet.pt", _log_rows(run_dir / "log.csv"))
     if recipe.half_weights:
         round_weights(net)
-    whole = replace(batches, erase_pixels=0)  # as images will be served
-    calibrate(net, whole.epoch(2_000_000, min(stage.calibration_batches, len(batches))))
+    calibrate(net, batches.epoch(2_000_000, min(stage.calibration_batches, len(batches))))
     return trainer.train_s
 
 

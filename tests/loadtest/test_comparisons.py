@@ -6,7 +6,7 @@ import pytest
 
 from loadtest import comparisons as module
 from loadtest.arms import CommandArm, HttpArm
-from loadtest.comparisons import NAMES, Network, Plan, comparisons, newest_version
+from loadtest.comparisons import NAMES, Network, Plan, comparisons, newest_version, peer_flags
 from loadtest.results import Metric, Side
 
 CIFAR = Network("small", Path("cifar.zip"))
@@ -72,6 +72,12 @@ def test_peers_get_the_widest_slice(photos, tmp_path):
     assert found.server.command[-4:] == (
         "--graph", str(tmp_path / "large-3.onnx"), "--manifest", str(tmp_path / "models/large/2/manifest.json"),
     )  # fmt: skip
+
+
+def test_a_peer_may_get_another_slice(photos, tmp_path):
+    assert peer_flags(photos, tmp_path, 1)[:2] == ["--graph", str(tmp_path / "large-1.onnx")]
+    with pytest.raises(ValueError, match=r"large has no width 4; allowed: 0\.\.3"):
+        peer_flags(photos, tmp_path, 4)
 
 
 def test_a_network_that_does_not_export_is_said(photos, tmp_path, monkeypatch):

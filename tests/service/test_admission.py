@@ -1,20 +1,15 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 
-from service.admission import admit, check_deadline, predicted_finish_s, retry_after_s
+from service.admission import check_room, refuse_deadline, retry_after_s
 from service.errors import DeadlineExceededError, QueueFullError
-from service.latency import LatencyTable
-
-# One image alone: 0.25 s at width 0, 1.125 s at width 1. Exact in binary, so that edges can be tested.
-TABLE = LatencyTable({(None, 1): 0.125, (0, 1): 0.125, (1, 1): 1.0})
+from service.request import Window
 
 
 @pytest.mark.parametrize(("queued", "arriving"), [(0, 1), (0, 8), (7, 1), (8, 0)])
 def test_images_enter_while_they_fit(queued: int, arriving: int) -> None:
-    admit(queued, 8, arriving, retry_s=1.0)
+    check_room(queued, 8, arriving, retry_s=1.0)
 
 
 @pytest.mark.parametrize(("queued", "arriving"), [(8, 1), (7, 2), (0, 9)])
@@ -22,7 +17,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(queued: int, arriving: 
     with pytest.raises(
         QueueFullError, match=f"{queued} images are in work and {arriving} arrive; allowed: 8"
     ) as caught:
-        admit(queued, 8, arriving, retry_s=2.5)
+        check_room(queued, 8, arriving, retry_s=2.5)
     assert caught.value.retry_after_s == 2.5
 
 
@@ -36,25 +31,20 @@ def test_retry_after_is_the_backlog_at_the_narrowest_and_at_least_a_second(
     assert retry_after_s(queued, narrowest_s, workers) == seconds
 
 
-def test_the_predicted_finish_is_the_backlog_at_the_narrowest_plus_ones_own_time() -> None:
-    assert predicted_finish_s(100.0, 0, TABLE, width=1, workers=1) == 101.125
-    assert predicted_finish_s(100.0, 8, TABLE, width=0, workers=1) == 102.25
-    assert predicted_finish_s(100.0, 8, TABLE, width=1, workers=2) == 102.125
-
-
-def test_a_deadline_that_can_just_be_met_is_accepted() -> None:
-    check_deadline(now_s=100.0, deadline_s=102.25, queued=8, table=TABLE, width=0, workers=1)
-    check_deadline(now_s=100.0, deadline_s=math.inf, queued=10**6, table=TABLE, width=1, workers=1)
-
-
-def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_both_times() -> None:
+def test_a_refused_deadline_is_told_with_both_times_and_the_slice() -> None:
     with pytest.raises(DeadlineExceededError) as caught:
-        check_deadline(now_s=100.0, deadline_s=102.125, queued=8, table=TABLE, width=0, workers=1)
+        refuse_deadline(100.0, 102.125, 102.25, Window(1, 3), waiting=8)
     assert caught.value.outcome == "refused"
-    assert "2125.0 ms are left" in str(caught.value)
-    assert "at least 2250.0 ms at slice 0 with 8 images ahead" in str(caught.value)
+    assert str(caught.value) == (
+        "2125.0 ms are left of the latency budget; predicted: 2250.0 ms at slice 1 with 8 images waiting"
+    )
+
+
+def test_a_deadline_that_others_would_pay_for_says_so() -> None:
+    with pytest.raises(DeadlineExceededError, match="at slice 2 with 8 images waiting, some of them promised"):
+        refuse_deadline(100.0, 103.0, 102.0, Window(0, 3, 2), waiting=8)
 
 
 def test_a_deadline_that_has_passed_leaves_no_time() -> None:
     with pytest.raises(DeadlineExceededError, match=r"^0\.0 ms are left"):
-        check_deadline(now_s=100.0, deadline_s=99.0, queued=0, table=TABLE, width=0, workers=1)
+        refuse_deadline(100.0, 99.0, 101.0, Window(0, 1), waiting=0)

@@ -6,10 +6,12 @@ import time
 import numpy as np
 import pytest
 
-from service.batcher import Batcher, Order, Rules
+from service.batcher import Batcher, Order
 from service.engine.base import TrunkResult
 from service.errors import BackendError, DeadlineExceededError, DrainingError
-from service.request import BEFORE_TRUNK, Bucket, Reason, Route, SliceFacts, Step, Window
+from service.latency import LatencyTable, LiveTimes
+from service.policies import Gate
+from service.request import SliceFacts, Window
 from service.scheduler import Scheduler
 from service.telemetry import ModelLabels, ModelTelemetry, Telemetry
 
@@ -51,10 +53,9 @@ class FakeEngine:
         return np.stack(features) * 2
 
 
-def route(entry, gate_width, now_s):
-    if entry.window.forced is not None:
-        return Route(entry.window.forced, Reason.FORCED, gate_width)
-    return Route(gate_width, Reason.GATE, gate_width)
+def table(limit):
+    """Batches of up to ``limit`` images cost no more than one image."""
+    return LatencyTable({(width, size): 1e-4 for width in (None, 0, 1) for size in {1, limit}})
 
 
 class Harness:
@@ -63,15 +64,17 @@ class Harness:
         model = ModelTelemetry(self.telemetry, ModelLabels("m", "1"), SLICES)
         model._trunk_madds = TRUNK_MADDS  # what describe() takes from the manifest
         self.engine = engine
-        buckets = [BEFORE_TRUNK, *(Bucket(step, width) for step in (Step.BODY, Step.WHOLE) for width in (0, 1))]
-        scheduler = Scheduler(dict.fromkeys(buckets, limit))
-        self.batcher = Batcher(engine, scheduler, Rules(wish, route), model, capacity)
+        policy = Gate()
+        self.scheduler = Scheduler(policy, LiveTimes(table(limit)), engine.workers)
+        self.batcher = Batcher(
+            engine, self.scheduler, lambda logits_NG: policy.looks(logits_NG, wish(logits_NG)), model, capacity
+        )
 
     def submit(self, value, *, forced=None, deadline_s=math.inf):
-        now_s = time.monotonic()
-        order = Order(
-            np.array([value], np.float32), Window(0, 1, forced), now_s, min(deadline_s, now_s + 1), deadline_s
-        )
+        now_s, window = time.monotonic(), Window(0, 1, forced)
+        due_s = min(deadline_s, now_s + 1)
+        place = self.scheduler.expect(now_s, due_s, deadline_s < math.inf, window)
+        order = Order(np.array([value], np.float32), window, now_s, due_s, deadline_s, place=place)
         return asyncio.ensure_future(self.batcher.submit(order))
 
     def metric(self, name, **labels):

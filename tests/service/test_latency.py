@@ -3,8 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from service.latency import LatencyTable
+from service.latency import Costs, LatencyTable, LiveTimes
 
 TIMES = {(None, 1): 0.5, (None, 4): 1.0, (0, 1): 1.0, (0, 2): 1.5, (0, 8): 4.5, (1, 1): 2.0, (1, 2): 4.0, (1, 4): 9.0}
 TABLE = LatencyTable(TIMES)
@@ -84,3 +86,57 @@ def test_the_table_is_a_copy_that_nobody_can_write_to() -> None:
     assert table.seconds(0, 1) == 1.0
     with pytest.raises(TypeError):
         table.seconds_by_batch[0, 1] = 9.0  # type: ignore[index]
+
+
+def live(**seconds):
+    return LiveTimes(LatencyTable({(None, 1): 1.0, (0, 1): 2.0, (0, 4): 6.0} | seconds))
+
+
+def test_without_batches_the_table_holds():
+    times = live()
+    assert [times.seconds(0, n) for n in (1, 2, 4, 8)] == [times.table.seconds(0, n) for n in (1, 2, 4, 8)]
+    assert times.spread_s(0) == 0.0
+
+
+def test_a_slower_machine_is_learnt_per_queue_with_its_slope():
+    times = live()
+    for number in range(400):
+        images = 1 + number % 4
+        times.learn(0, images, times.table.seconds(0, images) + 0.5 * images + 0.25, number * 1e-3)
+    for images in (1, 2, 4):
+        assert times.seconds(0, images) == pytest.approx(times.table.seconds(0, images) + 0.5 * images + 0.25, rel=0.1)
+    assert times.seconds(None, 1) == 1.0
+    assert times.spread_s(0) < 0.3
+
+
+def test_one_batch_that_the_machine_stopped_for_an_hour_is_not_believed():
+    times = live()
+    times.learn(None, 1, 3600.0, 0.0)
+    assert times.seconds(None, 1) <= 8.0
+
+
+def test_a_bad_moment_is_forgotten_even_when_nothing_runs():
+    times = live()
+    for _ in range(100):
+        times.learn(None, 1, 8.0, 0.0)
+    assert times.seconds(None, 1) > 6.0
+    times.age(200.0)
+    assert times.seconds(None, 1) < 1.1
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 64), st.floats(1e-6, 1e3), st.floats(0, 1e3)), max_size=60), st.integers(1, 64)
+)
+def test_no_history_makes_a_batch_free(history, images):
+    times = live()
+    for size, seconds, now_s in history:
+        times.learn(0, size, seconds, now_s)
+        times.age(now_s)
+    assert times.seconds(0, images) >= 0.25 * times.table.seconds(0, images)
+    assert math.isfinite(times.seconds(0, images))
+    assert math.isfinite(times.spread_s(0))
+
+
+def test_costs_are_per_image_where_batches_pay():
+    assert live().costs() == Costs(1.0, (1.5,))
+    assert live().table.widths == (0,)

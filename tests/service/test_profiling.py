@@ -154,7 +154,13 @@ def test_the_loop_alone_keeps_nothing_and_prints_one_line(monkeypatch, capsys, t
     loop = ("--loop-only", "true", "--loop-s", "0.2", "--loop-warm-up-s", "0.1", "--loop-images", str(folder))
     status, printed = run(monkeypatch, capsys, *flags, *loop, *mix)
     assert status == 0
-    assert set(json.loads(printed.out)) == {"threads", "images", "seconds", "cpu_s", "p50_ms", "p99_ms"}
+    said = json.loads(printed.out)
+    assert set(said) == {
+        "threads", "images", "seconds", "cpu_s", "p50_ms", "p99_ms",
+        "decode_cpu_s", "trunk_cpu_s", "gate_cpu_s", "body_cpu_s", "system_s", "page_faults",
+    }  # fmt: skip
+    assert all(said[f"{stage}_cpu_s"] > 0 for stage in ("decode", "trunk", "body"))
+    assert mix or said["gate_cpu_s"] > 0
     assert not (tmp_path / "cache" / "profiles").exists()
 
 

@@ -1,161 +1,311 @@
 import math
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scheduling import WIDTHS, Caller, look, push, times
 
-from service.request import BEFORE_TRUNK, Bucket, Entry, Step, Window
+from service.policies import Fixed, Gate, GateSlack, Plan
+from service.request import Reason, Step, Window
 from service.scheduler import Scheduler
 
-BODIES = [Bucket(Step.BODY, 0), Bucket(Step.BODY, 1)]
-LIMITS = {BEFORE_TRUNK: 2, BODIES[0]: 3, BODIES[1]: 1, Bucket(Step.WHOLE, 1): 2}
+
+def scheduler(policy=None, workers=1, headroom=1.0, **table):
+    live = times(**table)
+    return Scheduler((policy or (lambda _: Gate()))(live), live, workers, headroom)
 
 
-@dataclass
-class Caller:
-    """A promise that a test can abandon."""
-
-    gone: bool = False
-
-    def done(self) -> bool:
-        return self.gone
+def slack(live):
+    return GateSlack((0, 1, 2), live)
 
 
-def entry(bucket=BEFORE_TRUNK, due_s=1.0, deadline_s=math.inf, caller=None, name=None):
-    return Entry(caller or Caller(), name, Window(0, 1), 0.0, due_s, 0.0, deadline_s=deadline_s, bucket=bucket)
+def names(batch):
+    return [entry.payload for entry in batch.entries]
 
 
 def test_an_empty_scheduler_has_no_batch():
-    assert Scheduler(LIMITS).next_batch(0.0).batch is None
+    assert scheduler().next_batch(0.0).batch is None
 
 
-def test_the_earliest_due_entry_goes_first_and_batches_keep_their_limit():
-    scheduler = Scheduler(LIMITS)
-    for due_s in (3.0, 1.0, 2.0):
-        scheduler.push(entry(due_s=due_s))
-    assert [e.due_s for e in scheduler.next_batch(0.0).batch.entries] == [1.0, 2.0]
-    assert [e.due_s for e in scheduler.next_batch(0.0).batch.entries] == [3.0]
+def test_the_image_due_first_goes_first_and_batches_are_as_large_as_pays():
+    s = scheduler(batch=2)
+    for due_s in (30.0, 10.0, 20.0):
+        push(s, due_s=due_s)
+    assert [e.due_s for e in s.next_batch(0.0).batch.entries] == [10.0, 20.0]
+    assert [e.due_s for e in s.next_batch(0.0).batch.entries] == [30.0]
 
 
 def test_equal_due_times_keep_the_order_of_arrival():
-    scheduler = Scheduler({BEFORE_TRUNK: 8})
+    s = scheduler(batch=8)
     for name in range(8):
-        scheduler.push(entry(name=name))
-    assert [e.payload for e in scheduler.next_batch(0.0).batch.entries] == list(range(8))
+        push(s, name=name)
+    assert names(s.next_batch(0.0).batch) == list(range(8))
 
 
 def test_the_queue_with_the_earliest_head_is_served_first():
-    scheduler = Scheduler(LIMITS)
-    scheduler.push(entry(due_s=2.0))
-    scheduler.push(entry(BODIES[1], due_s=1.0))
-    assert scheduler.next_batch(0.0).batch.bucket == BODIES[1]
-    assert scheduler.next_batch(0.0).batch.bucket == BEFORE_TRUNK
+    s = scheduler()
+    push(s, due_s=20.0)
+    push(s, due_s=30.0, window=Window(1, 1, 1))
+    push(s, due_s=10.0, look=look(2))
+    steps = [(batch.step, batch.width) for batch in (s.next_batch(0.0).batch for _ in range(3))]
+    assert steps == [(Step.BODY, 2), (Step.TRUNK, None), (Step.WHOLE, 1)]
+
+
+def test_a_body_batch_takes_those_behind_the_first_that_are_served_at_its_width():
+    s = scheduler(batch=3)
+    for name, (wish, hi) in enumerate([(1, 2), (2, 2), (1, 2), (2, 1)]):
+        push(s, name=name, look=look(wish), window=Window(0, hi))
+    batch = s.next_batch(0.0).batch
+    assert (batch.width, names(batch)) == (1, [0, 2, 3])
+    assert [route.reason for route in batch.routes] == [Reason.GATE, Reason.GATE, Reason.COMPUTE_BUDGET]
+    assert names(s.next_batch(0.0).batch) == [1]
+
+
+def test_a_body_that_would_be_late_is_narrowed_by_its_deadline():
+    s = scheduler(bodies_s=(1.0, 2.0, 4.0))
+    push(s, deadline_s=2.5, look=look(2))
+    batch = s.next_batch(0.0).batch
+    assert (batch.width, batch.routes[0].reason) == (1, Reason.LATENCY_BUDGET)
+
+
+def test_others_do_not_join_where_they_would_make_the_first_late():
+    s = scheduler(batch=2)
+    push(s, deadline_s=4.5, look=look(2))
+    push(s, deadline_s=9.0, look=look(2))
+    assert len(s.next_batch(0.0).batch.entries) == 1  # two would take 7.6 s
+
+
+def test_a_policy_that_never_asks_runs_whole_networks_within_the_window_of_each_image():
+    s = scheduler(lambda live: Fixed(2, live), batch=4)
+    for name, hi in enumerate([2, 1, 2]):
+        push(s, name=name, window=Window(0, hi))
+    batch = s.next_batch(0.0).batch
+    assert (batch.step, batch.width, names(batch)) == (Step.WHOLE, 2, [0, 2])
+    assert {route.reason for route in batch.routes} == {Reason.POLICY}
+    batch = s.next_batch(0.0).batch
+    assert (batch.width, batch.routes[0].reason) == (1, Reason.COMPUTE_BUDGET)
+
+
+def test_without_pressure_gate_slack_serves_what_the_gate_wishes():
+    s = scheduler(slack)
+    push(s, look=look(2, (2, 0)))
+    batch = s.next_batch(0.0).batch
+    assert (batch.width, batch.routes[0].reason) == (2, Reason.GATE)
+
+
+def test_under_pressure_gate_slack_narrows_to_what_all_that_wait_can_bear():
+    s = scheduler(slack, batch=1)
+    for _ in range(4):  # 4 s each at the wish, 1 s under pressure
+        push(s, deadline_s=10.0, look=look(2, (2, 0)))
+    batch = s.next_batch(0.0).batch
+    assert (batch.width, batch.routes[0].reason) == (0, Reason.LOAD)
+
+
+def test_under_pressure_the_more_urgent_of_two_equal_images_keeps_its_width():
+    widths = (2, *(2 if price < 8 else 0 for price in range(1, 19)), 0)
+    for urgency, width in ((0, 2), (7, 0)):
+        s = scheduler(slack, batch=1)
+        seen = look(2)
+        object.__setattr__(seen, "widths", widths)
+        push(s, deadline_s=10.0, look=seen, urgency=urgency)
+        for _ in range(2):
+            push(s, deadline_s=11.0, look=look(2, (2, 1)))
+        assert s.next_batch(0.0).batch.width == width
+
+
+def test_where_not_even_the_narrowest_is_in_time_nobody_is_asked():
+    s = scheduler(slack, batch=1)
+    for _ in range(9):
+        push(s, due_s=5.0)
+    batch = s.next_batch(0.0).batch
+    assert (batch.step, batch.width, batch.routes[0].reason) == (Step.WHOLE, 0, Reason.LOAD)
 
 
 def test_cancelled_entries_are_dropped_not_computed():
-    scheduler, gone = Scheduler(LIMITS), Caller()
-    scheduler.push(entry(due_s=1.0, caller=gone, name="gone"))
-    scheduler.push(entry(due_s=2.0, name="here"))
+    s, gone = scheduler(), Caller()
+    push(s, due_s=1.0, caller=gone, name="gone")
+    push(s, due_s=2.0, name="here")
     gone.gone = True
-    selection = scheduler.next_batch(0.0)
-    assert [e.payload for e in selection.batch.entries] == ["here"]
+    selection = s.next_batch(0.0)
+    assert names(selection.batch) == ["here"]
     assert [e.payload for e in selection.cancelled] == ["gone"]
 
 
-def test_late_entries_are_dropped_not_computed_even_when_their_caller_was_answered():
-    scheduler = Scheduler(LIMITS)
-    scheduler.push(entry(deadline_s=5.0, caller=Caller(gone=True)))
-    selection = scheduler.next_batch(5.0)
+def test_what_cannot_be_in_time_any_more_is_dropped_even_when_its_caller_was_answered():
+    s = scheduler(trunk_s=1.0, bodies_s=(1.0, 2.0, 4.0))
+    push(s, deadline_s=5.0, caller=Caller(gone=True))
+    selection = s.next_batch(3.5)
     assert selection.batch is None
     assert len(selection.expired) == 1
-    assert selection.cancelled == ()
+    assert selection.cancelled == []
 
 
 def test_prune_finds_dead_entries_behind_living_ones():
-    scheduler, gone = Scheduler(LIMITS), Caller(gone=True)
-    scheduler.push(entry(due_s=1.0))
-    scheduler.push(entry(due_s=2.0, caller=gone))
-    assert len(scheduler.prune(0.0).cancelled) == 1
-    assert len(scheduler) == 1
+    s = scheduler()
+    push(s, due_s=1.0)
+    push(s, due_s=2.0, caller=Caller(gone=True))
+    assert len(s.prune(0.0).cancelled) == 1
+    assert len(s) == 1
 
 
 def test_waiting_images_are_counted_per_width():
-    scheduler = Scheduler(LIMITS)
-    assert scheduler.waiting() == {None: 0, 0: 0, 1: 0}
-    for bucket in (BEFORE_TRUNK, BODIES[1], Bucket(Step.WHOLE, 1), BEFORE_TRUNK):
-        scheduler.push(entry(bucket))
-    assert scheduler.waiting() == {None: 2, 0: 0, 1: 2}
+    s = scheduler()
+    assert s.waiting() == {None: 0, 0: 0, 1: 0, 2: 0}
+    push(s)
+    push(s, look=look(1))
+    push(s, window=Window(1, 1, 1))
+    push(s)
+    assert s.waiting() == {None: 2, 0: 0, 1: 2, 2: 0}
+
+
+def test_the_least_urgent_image_that_is_due_last_is_given_up():
+    s = scheduler()
+    for name, (urgency, due_s) in enumerate([(3, 9.0), (7, 1.0), (7, 2.0), (5, 9.0)]):
+        push(s, name=name, urgency=urgency, due_s=due_s)
+    assert s.has_less_urgent(6)
+    assert [s.shed(3).payload for _ in range(3)] == [2, 1, 3]
+    assert not s.has_less_urgent(3)
+    assert s.shed(3) is None
+    assert len(s) == 1
+
+
+def test_no_image_is_promised_what_cannot_be_kept():
+    s, whole = scheduler(workers=2), Window(0, 2)
+    for _ in range(4):  # 1.9 s each at the narrowest, on 2 workers
+        assert s.can_finish(0.0, 4.5, whole)
+        push(s, deadline_s=4.5)
+    assert not s.can_finish(0.0, 4.5, whole)
+    assert s.can_finish(0.0, 6.0, whole)
+    assert not s.can_finish(0.0, 6.0, Window(2, 2))  # 4.8 s, begun after 3.8 s
+    assert s.can_finish(0.0, math.inf, Window(2, 2))
+
+
+def test_no_image_is_let_in_that_would_make_others_late():
+    s = scheduler()
+    push(s, deadline_s=4.5)
+    push(s, deadline_s=4.5)
+    assert not s.can_finish(0.0, 3.0, Window(0, 2))
+    s.next_batch(0.0)
+    assert not s.can_finish(0.0, 3.9, Window(0, 2))  # the worker is busy
 
 
 def test_clear_hands_everything_back():
-    scheduler = Scheduler(LIMITS)
-    entries = {entry(bucket) for bucket in LIMITS}
-    for e in entries:
-        scheduler.push(e)
-    assert set(scheduler.clear()) == entries
-    assert len(scheduler) == 0
+    s = scheduler()
+    entries = {push(s), push(s, look=look(0)), push(s, window=Window(2, 2, 2))}
+    assert set(s.clear()) == entries
+    assert len(s) == 0
 
 
-@pytest.mark.parametrize("limits", [{BODIES[0]: 1}, {BEFORE_TRUNK: 0}, {BEFORE_TRUNK: 1, BODIES[0]: -1}])
-def test_limits_without_a_trunk_or_below_one_are_refused(limits):
-    with pytest.raises(ValueError, match="batch limits"):
-        Scheduler(limits)
+class Whim:
+    """Anything a policy may say, drawn from a list."""
+
+    name, asks_gate, is_priced = "whim", True, True
+
+    def __init__(self, draws):
+        self._draws, self._at = draws, 0
+
+    def _next(self):
+        self._at += 1
+        return self._draws[self._at % len(self._draws)]
+
+    def before(self, slack_s, waiting, price):
+        draw = self._next()
+        return None if draw == WIDTHS else Plan(draw, 1 + draw)
+
+    def after(self, seen, urgency, price):
+        return seen.widths[price]
+
+    def looks(self, utility_NG, wish_N):
+        raise NotImplementedError
+
+    def renew(self, live):
+        pass
 
 
 arrivals = st.lists(
     st.tuples(
-        st.sampled_from(list(LIMITS)),
+        st.sampled_from([None, look(0), look(2, (2, 1)), look(1)]),
+        st.sampled_from([Window(0, 2), Window(0, 1), Window(2, 2), Window(1, 1, 1)]),
         st.floats(0, 100),  # due
         st.one_of(st.just(math.inf), st.floats(0, 100)),  # deadline
         st.booleans(),  # abandoned before it could run
+        st.integers(0, 7),
         st.booleans(),  # ask for a batch after this arrival
     ),
     max_size=60,
 )
 
 
-@given(arrivals)
-def test_nothing_is_lost_nothing_served_twice_and_batches_are_dense(events):
-    scheduler, now_s = Scheduler(LIMITS), 0.0
-    pushed, served, cancelled, expired = [], [], [], []
+@given(arrivals, st.lists(st.integers(0, WIDTHS), min_size=1, max_size=9))
+def test_nothing_is_lost_nothing_served_twice_and_batches_are_dense(events, whims):
+    s, now_s = scheduler(lambda _: Whim(whims), workers=2, batch=3), 0.0
+    pushed, served, dropped, running = [], [], [], []
 
     def take():
-        selection = scheduler.next_batch(now_s)
-        cancelled.extend(selection.cancelled)
-        expired.extend(selection.expired)
-        if selection.batch is None:
+        selection = s.next_batch(now_s)
+        assert all(entry.abandoned() for entry in selection.cancelled)
+        assert all(entry.deadline_s < now_s + 8 for entry in selection.expired)  # trunk and narrowest body, as learnt
+        dropped.extend((*selection.cancelled, *selection.expired))
+        batch = selection.batch
+        if batch is None:
             return False
-        entries = selection.batch.entries
-        assert 1 <= len(entries) <= LIMITS[selection.batch.bucket]
-        assert {e.bucket for e in entries} == {selection.batch.bucket}
-        assert [e.due_s for e in entries] == sorted(e.due_s for e in entries)
-        assert all(not e.abandoned() and e.deadline_s > now_s for e in entries)
-        served.extend(entries)
+        running.append(batch)
+        assert 1 <= len(batch.entries) <= 3
+        assert [e.due_s for e in batch.entries] == sorted(e.due_s for e in batch.entries)
+        assert all(not e.abandoned() for e in batch.entries)
+        if batch.step is not Step.TRUNK:
+            assert {route.width for route in batch.routes} == {batch.width}
+            assert all(e.window.lo <= batch.width <= e.window.hi for e in batch.entries)
+        served.extend(batch.entries)
         return True
 
-    for bucket, due_s, deadline_s, gone, ask in events:
-        e = entry(bucket, due_s, deadline_s, Caller(gone))
-        pushed.append(e)
-        scheduler.push(e)
+    for seen, window, due_s, deadline_s, gone, urgency, ask in events:
+        if window.forced is not None:
+            seen = None
+        pushed.append(
+            push(
+                s,
+                now_s,
+                look=seen,
+                window=window,
+                due_s=due_s,
+                deadline_s=deadline_s,
+                caller=Caller(gone),
+                urgency=urgency,
+            )
+        )
         now_s += 1.0
         if ask:
             take()
+        if len(running) > 1:
+            s.finished(running.pop(0), now_s, 1.0, 1.0)
     while take():
         pass
-    everything = [*served, *cancelled, *expired]
-    assert len(scheduler) == 0
-    assert sorted(map(id, everything)) == sorted(map(id, pushed))
-    assert all(e.abandoned() for e in cancelled)
-    assert all(e.deadline_s <= now_s for e in expired)
+    assert len(s) == 0
+    assert sorted(map(id, [*served, *dropped])) == sorted(map(id, pushed))
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=40))
 def test_one_queue_drains_in_order_of_due_time(due_times):
-    scheduler = Scheduler({BEFORE_TRUNK: 4})
+    s = scheduler(batch=4)
     for due_s in due_times:
-        scheduler.push(entry(due_s=due_s))
+        push(s, due_s=due_s)
     order = []
-    while (batch := scheduler.next_batch(0.0).batch) is not None:
+    while (batch := s.next_batch(0.0).batch) is not None:
         order += [e.due_s for e in batch.entries]
     assert order == sorted(due_times)
+
+
+@pytest.mark.parametrize("count", [1, 40, 500])
+def test_the_books_are_empty_when_the_queues_are(count):
+    s = scheduler(slack, workers=2)
+    for number in range(count):
+        push(s, deadline_s=float(number), look=look(1) if number % 2 else None)
+    now_s = 0.0
+    while (batch := s.next_batch(now_s).batch) is not None:
+        now_s += 0.5
+        if batch.step is Step.TRUNK:
+            for entry in batch.entries:
+                s.forget(entry.place)
+        s.finished(batch, now_s, 1.0, 1.0)
+    assert len(s._backlog) == 0

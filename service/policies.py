@@ -1,0 +1,271 @@
+"""Which width, and how many images at once: the policies, behind one small interface. PURE.
+
+``gate`` and ``gate_slack`` look at every image: its trunk and gate run first. The others never do; they
+choose one width for a whole batch before anything has run, from the time that its most urgent image has left.
+A policy only proposes: budgets clamp what it says (``service.routing``).
+
+Sources. ``slackfit``, ``maxbatch`` and ``maxacc``: SuperServe (NSDI 2025), section 4. The paper leaves open
+the number of buckets, ties and what happens when too few images wait or nothing fits; what is done here is
+said at each. ``gate_slack`` is ours, see docs/scheduling.md.
+
+Shapes: N images, G gate choices, P prices, L ladder length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.latency import LiveTimes
+from service.request import Look
+
+F32 = NDArray[np.float32]
+
+PRICES = (0.0, *(0.002 * 1.5**step for step in range(18)), float("inf"))
+"""What the time of the widest body costs, as probability of being right. 0: the gate's wish. inf: the narrowest."""
+TOP = len(PRICES) - 1
+PRICES_PER_URGENCY = 2
+"""How many prices one step of RFC 9218 urgency is worth: a factor of 2.25."""
+MIDDLE_URGENCY = 3
+MAX_BATCH = 16
+SLACKFIT_BUCKETS = 32
+"""Of 8, 16, 32 and 64 the one that serves SlackFit best on the traces of docs/benchmarks/scheduling.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Run up to ``images`` whole networks at ``width``, without asking the gate."""
+
+    width: int
+    images: int
+
+
+class Policy(Protocol):
+    """What the scheduler asks. All methods are pure.
+
+    name       as the setting spells it.
+    asks_gate  images are looked at before their width is decided; a deadline may then lower it.
+    is_priced  the scheduler works out the price of time for it; 0 is passed otherwise.
+    """
+
+    name: str
+    asks_gate: bool
+    is_priced: bool
+
+    def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
+        """For images that nothing is known of. None: run trunk and gate first.
+
+        slack_s  until the most urgent of them is due; waiting: how many there are.
+        """
+
+    def after(self, look: Look, urgency: int, price: int) -> int:
+        """The width of an image that the gate has seen."""
+
+    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64]) -> list[Look]:
+        """What to remember of images that the gate has just seen; called on worker threads.
+
+        utility_NG  probability of being right at each choice, less what the operating point asks for its cost.
+        """
+
+    def renew(self, times: LiveTimes) -> None:
+        """Batches take other times now."""
+
+
+def priced(urgency: int, price: int) -> int:
+    """The price for an image of this urgency: none is asked without pressure, all pay at the top."""
+    if price in (0, TOP):
+        return price
+    return min(max(price + PRICES_PER_URGENCY * (urgency - MIDDLE_URGENCY), 1), TOP)
+
+
+class Gate:
+    """The gate's wish at the operating point, never moved by load."""
+
+    name, asks_gate, is_priced = "gate", True, False
+
+    def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
+        return None
+
+    def after(self, look: Look, urgency: int, price: int) -> int:
+        return look.wish
+
+    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64]) -> list[Look]:
+        return [Look(wish, (0,) * len(PRICES)) for wish in wish_N.tolist()]
+
+    def renew(self, times: LiveTimes) -> None:
+        """Nothing depends on them."""
+
+
+class GateSlack:
+    """The width with the greatest utility at the going price of time; at the top price the narrowest, unasked.
+
+    choices  ladder indices that the gate speaks of, ascending.
+    """
+
+    name, asks_gate, is_priced = "gate_slack", True, True
+
+    def __init__(self, choices: Sequence[int], times: LiveTimes) -> None:
+        self._choices = np.asarray(choices)
+        self._whole_0 = times.table.best_whole_batch(0)
+        self.renew(times)
+
+    def renew(self, times: LiveTimes) -> None:
+        seconds_G = np.take(times.costs().body_s, self._choices)
+        self._price_PG = np.multiply.outer(PRICES[:-1], seconds_G / seconds_G[-1])
+
+    def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
+        return Plan(0, self._whole_0) if price == TOP else None
+
+    def after(self, look: Look, urgency: int, price: int) -> int:
+        return look.widths[priced(urgency, price)]
+
+    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64]) -> list[Look]:
+        widths_NP = self._choices[(utility_NG[:, None, :] - self._price_PG).argmax(2)]
+        widths_NP = np.minimum(widths_NP, wish_N[:, None])  # pressure never widens
+        return [Look(wish, (*widths, 0)) for wish, widths in zip(wish_N.tolist(), widths_NP.tolist(), strict=True)]
+
+
+class Blind:
+    """What the policies have in common that never look at an image."""
+
+    asks_gate = is_priced = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
+        raise NotImplementedError
+
+    def after(self, look: Look, urgency: int, price: int) -> int:
+        raise AssertionError(f"policy {self.name} never asks the gate: this is a bug")
+
+    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64]) -> list[Look]:
+        raise AssertionError(f"policy {self.name} never asks the gate: this is a bug")
+
+    def renew(self, times: LiveTimes) -> None:
+        raise NotImplementedError
+
+
+class Fixed(Blind):
+    """One width for everything."""
+
+    def __init__(self, width: int, times: LiveTimes) -> None:
+        super().__init__(f"fixed:{width}")
+        self._plan = Plan(width, times.table.best_whole_batch(width))
+
+    def renew(self, times: LiveTimes) -> None:
+        """The batch stays: it comes from the table."""
+
+    def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
+        return self._plan
+
+
+class MaxBatch(Blind):
+    """The largest batch that the narrowest width finishes in the slack, then the widest width for it."""
+
+    def __init__(self, times: LiveTimes) -> None:
+        super().__init__("maxbatch")
+        self.renew(times)
+
+    def renew(self, times: LiveTimes) -> None:
+        self._seconds = _whole_seconds(times)
+
+    def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
+        batch = _largest(self._seconds[0][: min(waiting, MAX_BATCH)], slack_s) + 1
+        width = _largest([row[batch - 1] for row in self._seconds], slack_s)
+        return Plan(width, batch)
+
+
+class MaxAcc(Blind):
+    """The widest width that finishes one image in the slack, then the largest batch at it."""
+
+    def __init__(self, times: LiveTimes) -> None:
+        super().__init__("maxacc")
+        self.renew(times)
+
+    def renew(self, times: LiveTimes) -> None:
+        self._seconds = _whole_seconds(times)
+
+    def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
+        width = _largest([row[0] for row in self._seconds], slack_s)
+        return Plan(width, _largest(self._seconds[width][: min(waiting, MAX_BATCH)], slack_s) + 1)
+
+
+class SlackFit(Blind):
+    """Of equal buckets of latency, the highest one below the slack; in it the pair with the largest batch.
+
+    Ours where the paper is silent: of several widths with that batch the widest; empty buckets are passed
+    over; with fewer images waiting than the batch, all of them at the bucket's width; a slack below every
+    bucket takes the lowest.
+    """
+
+    def __init__(self, times: LiveTimes, buckets: int = SLACKFIT_BUCKETS) -> None:
+        super().__init__("slackfit")
+        self._buckets = buckets
+        self.renew(times)
+
+    def renew(self, times: LiveTimes) -> None:
+        seconds, buckets = _whole_seconds(times), self._buckets
+        low_s, high_s = seconds[0][0], seconds[-1][-1]
+        best: dict[int, tuple[int, int, float]] = {}
+        for width, row in enumerate(seconds):
+            for batch, pair_s in enumerate(row, 1):
+                bucket = min(max(int((pair_s - low_s) / (high_s - low_s) * buckets), 0), buckets - 1)
+                best[bucket] = max(best.get(bucket, (0, 0, 0.0)), (batch, width, pair_s))
+        self._plans = [(pair_s, Plan(width, batch)) for _, (batch, width, pair_s) in sorted(best.items())]
+
+    def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
+        fitting = [plan for pair_s, plan in self._plans if pair_s <= slack_s]
+        return fitting[-1] if fitting else self._plans[0][1]
+
+
+def _whole_seconds(times: LiveTimes) -> list[list[float]]:
+    """Seconds of whole networks, [width][batch - 1]."""
+    sizes = range(1, MAX_BATCH + 1)
+    trunk_s = [times.seconds(None, n) for n in sizes]
+    return [
+        [trunk + times.seconds(width, n) for trunk, n in zip(trunk_s, sizes, strict=True)]
+        for width in times.table.widths
+    ]
+
+
+def _largest(seconds: Sequence[float], limit_s: float) -> int:
+    """Index of the last entry within the limit, 0 when there is none."""
+    return max((i for i, s in enumerate(seconds) if s <= limit_s), default=0)
+
+
+NAMED = ("gate_slack", "gate", "slackfit", "maxbatch", "maxacc")
+
+
+def check_policy_name(name: str, widths: int) -> int | None:
+    """The width of ``fixed:WIDTH`` on a ladder of so many, None for the other policies.
+
+    Raises ValueError for a name that is none, with what is allowed.
+    """
+    kind, _, width = name.partition(":")
+    if name in NAMED:
+        return None
+    if kind == "fixed" and width in ("narrowest", "widest"):
+        return 0 if width == "narrowest" else widths - 1
+    if kind == "fixed" and width.isdecimal() and width.isascii() and int(width) < widths:
+        return int(width)
+    allowed = f"{', '.join(NAMED)}, fixed:0..fixed:{widths - 1}, fixed:narrowest, fixed:widest"
+    raise ValueError(f"policy is {name!r:.60}; allowed: {allowed}")
+
+
+def policy_named(name: str, choices: Sequence[int], times: LiveTimes) -> Policy:
+    """The policy of this name; ValueError as ``check_policy_name``. choices: ladder indices that the gate speaks of."""
+    width = check_policy_name(name, len(times.table.widths))
+    if width is not None:
+        return Fixed(width, times)
+    if name == "gate_slack":
+        return GateSlack(choices, times)
+    if name == "gate":
+        return Gate()
+    if name == "slackfit":
+        return SlackFit(times)
+    return MaxBatch(times) if name == "maxbatch" else MaxAcc(times)

@@ -1,0 +1,178 @@
+"""The offline twin: a trace replayed through the scheduler, policies and admission of the service. PURE.
+
+A discrete-event run: batches take what a latency table says, the gate says of each image what it said when
+the checkpoint was evaluated, and an image is right when that slice was. Nothing is computed and
+nobody waits, so it plans for machines and loads that are not at hand and judges policies on the same
+arrivals, images and budgets.
+
+What it leaves out: everything around the engine (HTTP, decoding) is one cost per image, spent by the
+worker that runs it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import count
+
+from service.latency import LatencyTable
+from service.request import Batch, Entry, Look, Reason, Step, Window
+from service.scheduler import Scheduler
+
+
+class Outcome(StrEnum):
+    """What became of an image. Only ``MET`` counts as attained."""
+
+    MET = "met"
+    LATE = "late"
+    EXPIRED = "expired"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One image of a trace.
+
+    at_s        from the start of the trace.
+    image       index into the evaluation.
+    latency_s   to its deadline; inf without one.
+    """
+
+    at_s: float
+    image: int
+    window: Window
+    latency_s: float = math.inf
+    urgency: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What became of one arrival.
+
+    width       of the slice that computed it; None if nothing did.
+    finish_s    when it was answered, from the start of the trace; None unless it was computed.
+    """
+
+    outcome: Outcome
+    width: int | None = None
+    reason: Reason | None = None
+    finish_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a run takes for granted.
+
+    times            seconds of trunks and bodies.
+    workers          batches that run at once.
+    capacity_images  that may be in work.
+    default_slo_s    orders images without a deadline.
+    overhead_s       worker seconds that each image costs beside trunk and body.
+    """
+
+    times: LatencyTable
+    workers: int
+    capacity_images: int
+    default_slo_s: float
+    overhead_s: float = 0.0
+
+    def batch_s(self, step: Step, width: int | None, images: int) -> tuple[float, float]:
+        """Seconds of the trunk's and of the body's part of a batch."""
+        trunk_s = 0.0 if step is Step.BODY else self.times.seconds(None, images) + self.overhead_s * images
+        return trunk_s, 0.0 if width is None else self.times.seconds(width, images)
+
+
+class _Caller:
+    """A promise for the scheduler to ask; kept once the run knows what became of the image."""
+
+    __slots__ = ("number", "served")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.served: Served | None = None
+
+    def done(self) -> bool:
+        return self.served is not None
+
+
+class Run:
+    """One replay. ``looks[i]``: what the gate says of image ``i``; empty for a policy that never asks it."""
+
+    def __init__(self, scheduler: Scheduler, machine: Machine, looks: Sequence[Look]) -> None:
+        self._scheduler, self._machine, self._looks = scheduler, machine, looks
+        self._callers: list[_Caller] = []
+        self._arrivals: Sequence[Arrival] = ()
+        self._ends: list[tuple[float, int, Batch]] = []
+        self._order = count()
+        self._in_work = 0
+
+    def replay(self, arrivals: Sequence[Arrival]) -> list[Served]:
+        """What became of each arrival; they must be in the order of their times."""
+        self._callers, self._arrivals = [_Caller(number) for number in range(len(arrivals))], arrivals
+        coming = 0
+        while coming < len(arrivals) or self._ends:
+            next_s = arrivals[coming].at_s if coming < len(arrivals) else math.inf
+            if self._ends and self._ends[0][0] <= next_s:
+                now_s, _, batch = heapq.heappop(self._ends)
+                self._finish(batch, now_s)
+            else:
+                now_s = next_s
+                self._arrive(coming, now_s)
+                coming += 1
+            self._pump(now_s)
+        return [caller.served or Served(Outcome.EXPIRED) for caller in self._callers]
+
+    def _arrive(self, number: int, now_s: float) -> None:
+        arrival, caller = self._arrivals[number], self._callers[number]
+        deadline_s = now_s + arrival.latency_s
+        if not self._make_room(arrival, deadline_s, now_s):
+            caller.served = Served(Outcome.REFUSED)
+            return
+        due_s = min(deadline_s, now_s + self._machine.default_slo_s)
+        place = self._scheduler.expect(now_s, due_s, deadline_s < math.inf, arrival.window)
+        self._in_work += 1
+        self._scheduler.push(
+            Entry(caller, number, arrival.window, now_s, due_s, now_s, deadline_s, arrival.urgency, place=place)
+        )
+
+    def _make_room(self, arrival: Arrival, deadline_s: float, now_s: float) -> bool:
+        """Admission, as in the service: less urgent images are given up for a more urgent one."""
+        while not (
+            self._in_work < self._machine.capacity_images
+            and self._scheduler.can_finish(now_s, deadline_s, arrival.window)
+        ):
+            victim = self._scheduler.shed(arrival.urgency)
+            if victim is None:
+                return False
+            self._settle(victim, Served(Outcome.REFUSED))
+        return True
+
+    def _pump(self, now_s: float) -> None:
+        while len(self._ends) < self._machine.workers:
+            selection = self._scheduler.next_batch(now_s)
+            for entry in (*selection.expired, *selection.cancelled):
+                self._settle(entry, Served(Outcome.EXPIRED))
+            if selection.batch is None:
+                return
+            batch = selection.batch
+            end_s = now_s + sum(self._machine.batch_s(batch.step, batch.width, len(batch.entries)))
+            heapq.heappush(self._ends, (end_s, next(self._order), batch))
+
+    def _finish(self, batch: Batch, now_s: float) -> None:
+        images = len(batch.entries)
+        self._scheduler.finished(batch, now_s, *self._machine.batch_s(batch.step, batch.width, images))
+        if batch.step is Step.TRUNK:
+            for entry in batch.entries:
+                look = self._looks[self._arrivals[entry.payload].image]
+                self._scheduler.push(replace(entry, look=look, queued_s=now_s))
+            return
+        for entry, route in zip(batch.entries, batch.routes, strict=True):
+            outcome = Outcome.MET if now_s <= entry.deadline_s else Outcome.LATE
+            self._settle(entry, Served(outcome, route.width, route.reason, now_s))
+
+    def _settle(self, entry: Entry, served: Served) -> None:
+        self._in_work -= 1
+        self._callers[entry.payload].served = served

@@ -1,0 +1,145 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.backlog import Backlog
+from service.latency import Costs
+from service.request import Window
+
+COSTS = Costs(0.5, (1.0, 2.0, 4.0))
+WINDOW = Window(0, 2)
+PRICES = 4  # widths of a seen image: its wish, ..., the narrowest
+
+
+def backlog(workers=1, headroom=1.0, prices=PRICES):
+    return Backlog(COSTS, prices, workers, headroom)
+
+
+def brute_force(images, now_s, workers, busy_s):
+    """The price by the definition, image by image."""
+    free_s = [max(now_s, busy) for busy in busy_s] + [now_s] * (workers - len(busy_s))
+    for price in range(PRICES):
+        used_s, is_feasible = 0.0, True
+        for due_s, widths in sorted(images, key=lambda image: image[0]):
+            cost_s = COSTS.body_s[widths[price]]
+            used_s += cost_s
+            capacity_s = sum(max(0.0, due_s - free) for free in free_s)
+            is_feasible = is_feasible and used_s + (workers - 1) / 2 * cost_s <= capacity_s + 1e-9
+        if is_feasible:
+            return price
+    return PRICES - 1
+
+
+seen_images = st.lists(
+    st.tuples(st.integers(0, 60).map(float), st.sampled_from([(2, 2, 1, 0), (2, 1, 0, 0), (1, 1, 1, 0), (0, 0, 0, 0)])),
+    min_size=1,
+    max_size=20,
+)
+
+
+@given(seen_images, st.integers(1, 3), st.lists(st.integers(0, 9).map(float), max_size=1))
+def test_the_price_is_the_lowest_at_which_everybody_is_in_time(images, workers, busy_s):
+    b = backlog(workers)
+    for due_s, widths in images:
+        b.see(b.add(due_s, False, WINDOW), widths)
+    assert b.price(0.0, busy_s) == brute_force(images, 0.0, workers, busy_s)
+
+
+def test_headroom_is_kept_back():
+    for headroom, price in ((1.0, 0), (0.5, 2)):
+        b = backlog(headroom=headroom)
+        b.see(b.add(6.0, True, WINDOW), (2, 2, 1, 0))  # 4, 4, 2 or 1 s
+        assert b.price(0.0, []) == price
+
+
+def test_widths_count_as_far_as_budgets_allow_them():
+    b = backlog()
+    b.see(b.add(2.5, True, Window(0, 1)), (2, 2, 2, 0))
+    assert b.price(0.0, []) == 0
+    b = backlog()
+    b.see(b.add(1.5, True, Window(1, 2)), (2, 2, 2, 0))
+    assert b.price(0.0, []) == PRICES - 1  # and even that is too late
+    assert b.spoils(0.0, 0.0, 0, [])
+
+
+def test_unseen_images_are_expected_to_be_like_those_seen():
+    b = backlog(workers=1)
+    for _ in range(3000):
+        slot = b.add(1e9, False, WINDOW)
+        b.see(slot, (2, 1, 1, 0))
+        b.remove(slot)
+    b.add(1e6 + 4.0, True, WINDOW)
+    assert b.price(1e6, []) == 1  # 0.5 s of trunk and 4 s of body would be late, 2 s are not
+
+
+def test_an_image_on_a_worker_still_needs_its_body():
+    b = backlog()
+    slot = b.add(9.0, True, WINDOW)
+    assert b.finish_s(0.0, 9.0, 0, []) == pytest.approx(3.0)
+    b.begin(slot)
+    assert b.finish_s(0.0, 9.0, 0, [0.5]) == pytest.approx(0.5 + 1.0 + 1.5)
+    b.remove(slot)
+    assert b.finish_s(0.0, 9.0, 0, []) == pytest.approx(1.5)
+
+
+def test_who_is_due_earlier_goes_first_in_the_prediction():
+    b = backlog(workers=2)
+    for due_s in (5.0, 5.0, 50.0):
+        b.add(due_s, True, WINDOW)
+    early_s, late_s = b.finish_s(0.0, 6.0, 0, []), b.finish_s(0.0, 60.0, 0, [])
+    assert (early_s, late_s) == (pytest.approx(1.5 + 1.5 * 3 / 4), pytest.approx(2.25 + 1.5 * 3 / 4))
+
+
+def test_only_promises_can_be_spoilt():
+    for is_hard in (True, False):
+        b = backlog()
+        b.add(2.0, is_hard, WINDOW)
+        assert b.spoils(0.0, 1.6, 0, []) == is_hard
+        assert not b.spoils(0.0, 2.5, 0, [])
+
+
+def test_what_came_since_the_plan_was_made_counts():
+    b = backlog()
+    for number in range(64):
+        b.add(1000.0 + number, True, WINDOW)
+    before_s = b.finish_s(0.0, 2000.0, 0, [])
+    b.add(1500.0, True, WINDOW)  # too few changes for a new plan
+    assert b.finish_s(0.001, 2000.0, 0, []) == pytest.approx(before_s + 1.5)
+    assert b.finish_s(0.001, 1400.0, 0, []) == pytest.approx(before_s)
+
+
+def test_more_than_can_lastingly_be_done_raises_the_price():
+    b, now_s = backlog(workers=2), 0.0
+    for _ in range(2000):
+        now_s += 0.8  # 1.25 images/s: 2 workers have 1.6 s for each
+        slot = b.add(now_s + 1000.0, False, WINDOW)
+        b.arrived(now_s)
+        b.see(slot, (2, 1, 0, 0))
+        b.remove(slot)
+    assert b.rate(now_s) == pytest.approx(1.25, rel=0.05)
+    assert b.price(now_s, []) == 2
+    assert b.price(now_s + 1e4, []) == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "remove", "see", "begin"]), st.floats(0, 1e3)), max_size=300))
+def test_the_books_balance(events):
+    b, slots, rng = backlog(workers=2), [], np.random.default_rng(0)
+    for what, due_s in events:
+        if what == "add":
+            slots.append(b.add(due_s, True, WINDOW))
+        elif slots:
+            slot = slots[rng.integers(len(slots))]
+            if what == "remove":
+                slots.remove(slot)
+                b.remove(slot)
+            elif what == "see":
+                b.see(slot, (2, 1, 1, 0))
+            else:
+                b.begin(slot)
+        assert len(b) == len(slots)
+        assert b.price(0.0, []) in range(PRICES)
+    assert len(set(slots)) == len(slots)
+    assert math.isfinite(b.finish_s(0.0, 1e3, 0, []))

@@ -1,0 +1,93 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scheduling import WIDTHS, look, table
+
+from service.latency import LiveTimes
+from service.policies import policy_named
+from service.request import Reason, Window
+from service.scheduler import Scheduler
+from service.simulate import Arrival, Machine, Outcome, Run
+
+WHOLE = Window(0, WIDTHS - 1)
+LOOKS = [look(2, (2, 0)), look(1), look(0)]
+
+
+def replay(policy, arrivals, workers=1, capacity_images=10_000, overhead_s=0.0, **table_facts):
+    machine = Machine(table(**table_facts), workers, capacity_images, default_slo_s=100.0, overhead_s=overhead_s)
+    times = LiveTimes(machine.times)
+    scheduler = Scheduler(policy_named(policy, (0, 1, 2), times), times, workers)
+    run = Run(scheduler, machine, LOOKS)
+    served = run.replay(arrivals)
+    assert len(scheduler) == 0
+    return served
+
+
+def test_one_image_takes_its_trunk_and_its_body():
+    (served,) = replay("gate", [Arrival(1.0, 1, WHOLE)])
+    assert (served.outcome, served.width, served.reason) == (Outcome.MET, 1, Reason.GATE)
+    assert served.finish_s == pytest.approx(1.0 + 1.0 + 2.0)
+
+
+def test_overhead_is_spent_by_the_worker():
+    (served,) = replay("fixed:0", [Arrival(0.0, 0, WHOLE)], overhead_s=0.5)
+    assert served.finish_s == pytest.approx(2.5)
+
+
+def test_workers_run_side_by_side():
+    arrivals = [Arrival(0.0, 2, WHOLE) for _ in range(2)]
+    ends = [served.finish_s for served in replay("fixed:0", arrivals, workers=2, batch=1)]
+    assert ends == pytest.approx([2.0, 2.0])
+
+
+def test_what_cannot_be_in_time_is_refused_and_the_rest_is_kept():
+    outcomes = Counter(s.outcome for s in replay("fixed:0", [Arrival(0.0, 0, WHOLE, 6.5)] * 9, batch=1))
+    assert outcomes == {Outcome.MET: 3, Outcome.REFUSED: 6}
+
+
+def test_a_full_queue_refuses():
+    served = replay("fixed:0", [Arrival(0.0, 0, WHOLE)] * 9, capacity_images=4)
+    assert Counter(s.outcome for s in served) == {Outcome.MET: 4, Outcome.REFUSED: 5}
+
+
+def test_urgent_images_displace_others():
+    arrivals = [*[Arrival(0.0, 0, WHOLE, 9.0, 6)] * 4, *[Arrival(0.5, 0, WHOLE, 9.0, 0)] * 4]
+    served = replay("fixed:0", arrivals, batch=1)
+    assert {s.outcome for s in served[4:7]} == {Outcome.MET}
+    assert Counter(s.outcome for s in served[:4])[Outcome.REFUSED] == 3
+
+
+def test_the_same_trace_ends_the_same():
+    rng = np.random.default_rng(0)
+    arrivals = [
+        Arrival(at_s, n % 3, WHOLE, 20.0) for n, at_s in enumerate(np.cumsum(rng.exponential(2.0, 300)).tolist())
+    ]
+    assert replay("gate_slack", arrivals) == replay("gate_slack", arrivals)
+
+
+@pytest.mark.parametrize("policy", ["gate", "gate_slack", "slackfit", "maxbatch", "maxacc", "fixed:0", "fixed:widest"])
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 5), st.integers(0, 2), st.sampled_from([4.0, 20.0, math.inf]), st.integers(0, 7)),
+        max_size=40,
+    ),
+    st.integers(1, 3),
+)
+def test_every_arrival_has_one_end_and_no_answer_is_early(policy, draws, workers):
+    arrivals, at_s = [], 0.0
+    for gap_s, image, latency_s, urgency in draws:
+        at_s += gap_s
+        arrivals.append(Arrival(at_s, image, WHOLE, latency_s, urgency))
+    served = replay(policy, arrivals, workers)
+    assert len(served) == len(arrivals)
+    for arrival, end in zip(arrivals, served, strict=True):
+        if end.finish_s is None:
+            assert end.outcome in {Outcome.REFUSED, Outcome.EXPIRED}
+            assert arrival.latency_s < math.inf or end.outcome is Outcome.REFUSED
+        else:
+            assert end.finish_s >= arrival.at_s + 2.0 - 1e-9  # trunk and narrowest body
+            assert (end.outcome is Outcome.MET) == (end.finish_s <= arrival.at_s + arrival.latency_s)
