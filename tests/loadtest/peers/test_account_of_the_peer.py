@@ -29,8 +29,10 @@ def test_a_served_round_has_every_stage_and_leaves_little_out(graph, manifest, i
         with fleet.running(spec) as server:
             assert server.pid not in decoding_threads(server, "/classify")
     on_loop = {"http", "framework", "total"}
-    # One pool decodes and classifies: without the server's own clocks, the two cannot be told apart.
-    assert set(costs) == on_loop | ({*STAGES, "workers"} if is_clocked else {"engine"})
+    if is_clocked:
+        assert set(costs) == on_loop | {*STAGES, "workers"}
+    else:  # one pool decodes and classifies; a thread of it that gets no damaged picture looks like another pool's
+        assert set(costs) - {"decode"} == on_loop | {"engine"}
     assert all(costs[key] > 0 for key in costs if key not in ("workers", "framework"))
     assert signs["busy_threads"] >= 2
     assert {"idle_ms_per_s", "engine_wall_ms", "page_faults"} <= set(signs)
