@@ -29,10 +29,10 @@ from service.request import Window
 F64 = NDArray[np.float64]
 
 STALE_SHARE = 16
-STALE_S = 0.02
+STALE_S, STALE_S_PER_IMAGE = 0.02, 5e-5
 RATE_MEMORY_S, RATE_MEMORY_IMAGES = 1.0, 50
 """Of the arrival rate, the longer of both: longer than a clump of requests, shorter than a spike in traffic."""
-ROUNDING_S = 1e-9
+ROUNDING_SHARE = 1e-5
 TYPICAL_MEMORY = 0.995
 """Of the widths that images take at each price: the last few hundred images that the gate has seen."""
 
@@ -70,8 +70,7 @@ class Backlog:
         self.costs, self._workers, self._headroom = costs, workers, headroom
         self._due_s, self._hard, self._live = np.empty(64), np.zeros(64, bool), np.zeros(64, bool)
         self._seen, self._needs_trunk = np.zeros(64, bool), np.zeros(64, bool)
-        self._widths = np.zeros((64, prices), np.uint8)
-        self._bounds = np.zeros((64, 2), np.uint8)
+        self._bounds, self._body_s = np.zeros((64, 2), np.uint8), np.zeros((64, prices), np.float32)
         self._unused = list(range(63, -1, -1))
         self._typical_P = np.full(prices, costs.body_s[0])  # until images were seen, hope for the best
         self._rate, self._rate_at_s = 0.0, 0.0
@@ -103,9 +102,9 @@ class Backlog:
     def see(self, slot: int, widths_P: Sequence[int]) -> None:
         """The gate has seen the image, which waits for its body: its width at every price."""
         lo, hi = self._bounds[slot].tolist()
-        self._widths[slot], self._seen[slot], self._needs_trunk[slot] = np.clip(widths_P, lo, hi), True, False
-        body_P = np.take(self.costs.body_s, widths_P)
-        self._typical_P += (1.0 - TYPICAL_MEMORY) * (body_P - self._typical_P)
+        body_L = np.asarray(self.costs.body_s)
+        self._body_s[slot], self._seen[slot], self._needs_trunk[slot] = body_L[np.clip(widths_P, lo, hi)], True, False
+        self._typical_P += (1.0 - TYPICAL_MEMORY) * (body_L[np.asarray(widths_P)] - self._typical_P)
         self._plan.changes += 1
 
     def begin(self, slot: int) -> None:
@@ -134,18 +133,28 @@ class Backlog:
         used_s += sum(plan.added_s[: bisect_right(plan.added_due_s, due_s)])
         return (sum(plan.free_s) + used_s + (self._workers + 1) / 2 * self._own_s(lo)) / self._workers
 
-    def spoils(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> bool:
-        """Whether it would make somebody late who is due after it and was promised to be in time."""
-        plan = self._current_plan(now_s, busy_until_s)
-        at = bisect_right(plan.due_s, due_s)
-        return at < len(plan.room_s) and sum(plan.added_s) + self._own_s(lo) > plan.room_s[at]
+    def missing(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> tuple[float, float]:
+        """What keeps one more image from being in time, or would make another late that was promised to be in time.
+
+        Worker seconds of work that would have to go, 0 or less when there is room; and by when that work is due.
+        """
+        late_s = self._workers * (self.finish_s(now_s, due_s, lo, busy_until_s) - due_s)
+        plan, at = self._plan, bisect_right(self._plan.due_s, due_s)
+        if at == len(plan.room_s):
+            return late_s, due_s
+        over_s = sum(plan.added_s) + self._own_s(lo) - plan.room_s[at]
+        if late_s > 0 or over_s <= 0:
+            return max(late_s, over_s), due_s
+        spoilt = bisect_right(plan.room_s, plan.room_s[at], lo=at) - 1
+        return over_s, plan.due_s[spoilt]
 
     def _own_s(self, lo: int) -> float:
         return self.costs.trunk_s + self.costs.body_s[lo]
 
     def _current_plan(self, now_s: float, busy_until_s: Sequence[float]) -> _Plan:
         plan = self._plan
-        if plan.changes * STALE_SHARE > len(self) or now_s - plan.made_s > STALE_S:
+        images = len(self)
+        if plan.changes * STALE_SHARE > images or now_s - plan.made_s > STALE_S + STALE_S_PER_IMAGE * images:
             self._plan = plan = self._make_plan(now_s, busy_until_s)
         return plan
 
@@ -157,21 +166,25 @@ class Backlog:
         due_s = self._due_s[slots]
         cost_NP = self._costs(slots)
         used_NP = np.cumsum(cost_NP, axis=0)
-        need_NP = used_NP + (self._workers - 1) / 2 * cost_NP
-        capacity_s = np.maximum(0.0, due_s[:, None] - free_s).sum(1)
-        feasible_P = (need_NP <= self._headroom * capacity_s[:, None] + ROUNDING_S).all(0)
+        need_NP = used_NP + np.float32((self._workers - 1) / 2) * cost_NP
+        capacity_s = sum((np.maximum(0.0, due_s - free) for free in free_s), np.zeros(len(due_s)))
+        limit_N = (self._headroom * (1 + ROUNDING_SHARE) * capacity_s).astype(np.float32)
+        feasible_P = np.asarray((need_NP <= limit_N[:, None]).all(axis=0))
         room_s = np.where(self._hard[slots], capacity_s - need_NP[:, -1], math.inf)
         room_s = np.minimum.accumulate(room_s[::-1])[::-1]
         price = int(feasible_P.argmax()) if feasible_P.any() else len(feasible_P) - 1
         return _Plan(now_s, free_s, price, due_s.tolist(), used_NP[:, -1].tolist(), room_s.tolist())
 
-    def _costs(self, slots: NDArray[np.int64]) -> F64:
+    def _costs(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Worker seconds [N, P] that these images still need at every price."""
-        body_L = np.asarray(self.costs.body_s)
-        lo_N, hi_N = self._bounds[slots].T
-        unseen_NP = np.clip(self._typical_P, body_L[lo_N, None], body_L[hi_N, None])
-        body_NP = np.where(self._seen[slots, None], body_L[self._widths[slots]], unseen_NP)
-        return body_NP + self.costs.trunk_s * self._needs_trunk[slots, None]
+        cost_NP = self._body_s[slots]
+        unseen_N = np.flatnonzero(~self._seen[slots])
+        if unseen_N.size:
+            body_L = np.asarray(self.costs.body_s, np.float32)
+            lo_N, hi_N = self._bounds[slots[unseen_N]].T
+            cost_NP[unseen_N] = np.clip(self._typical_P.astype(np.float32), body_L[lo_N, None], body_L[hi_N, None])
+        cost_NP += np.float32(self.costs.trunk_s) * self._needs_trunk[slots, None]
+        return cost_NP
 
     def _note(self, due_s: float, cost_s: float) -> None:
         """Count what was added since the plan was made."""
@@ -184,6 +197,6 @@ class Backlog:
     def _grow(self) -> None:
         size = len(self._live)
         self._unused = list(range(2 * size - 1, size - 1, -1))
-        for name in ("_due_s", "_hard", "_live", "_seen", "_needs_trunk", "_widths", "_bounds"):
+        for name in ("_due_s", "_hard", "_live", "_seen", "_needs_trunk", "_bounds", "_body_s"):
             array = getattr(self, name)
             setattr(self, name, np.concatenate([array, np.zeros_like(array)]))

@@ -292,11 +292,20 @@ class Batcher:
     def shed(self, urgency: int) -> bool:
         """Refuse one image that waits and is less urgent, for a more urgent one; False when there is none."""
         entry = self._scheduler.shed(urgency)
-        if entry is None:
-            return False
-        self._forget_trunk_row(entry)
-        _break(entry, QueueFullError(f"given up for an image of urgency {urgency}", DRAIN_RETRY_S))
-        return True
+        if entry is not None:
+            self._give_up([entry], urgency)
+        return entry is not None
+
+    def make_room(self, now_s: float, deadline_s: float, window: Window, urgency: int) -> bool:
+        """Whether one more image would be in time; less urgent ones that wait are refused where that helps."""
+        given_up = self._scheduler.make_room(now_s, deadline_s, window, urgency)
+        self._give_up(given_up or [], urgency)
+        return given_up is not None
+
+    def _give_up(self, entries: Sequence[Entry], urgency: int) -> None:
+        for entry in entries:
+            self._forget_trunk_row(entry)
+            _break(entry, QueueFullError(f"given up for an image of urgency {urgency}", DRAIN_RETRY_S))
 
     def _drop(self, selection: Selection) -> None:
         """Account entries that will never be computed and answer those that still have a caller."""
@@ -305,7 +314,10 @@ class Batcher:
             for entry in entries:
                 dropped.labels(reason).inc()
                 self._forget_trunk_row(entry)
-                _break(entry, DeadlineExceededError("the deadline passed while the image waited", "expired"))
+                _break(
+                    entry,
+                    DeadlineExceededError("the deadline could not be met any more, the image has waited", "expired"),
+                )
 
     def _forget_trunk_row(self, entry: Entry) -> None:
         """Account the trunk row of an entry whose body will never run."""

@@ -17,7 +17,7 @@ from pydantic_settings import CliApp
 
 from models.checkpoint import CheckpointError, load, resolve
 from models.transform import ImageError
-from service import profiler
+from service import profiler, simulator
 from service.api.state import ServiceState
 from service.app import create_app, load_checkpoints, refuse_the_rest, wait_until_idle
 from service.hosting import check_policy, gate_decision
@@ -25,6 +25,7 @@ from service.http1 import server_config
 from service.logs import configure
 from service.profiler import ProfileSettings
 from service.settings import SettingError, Settings, unknown_variables
+from service.simulator import SimulateSettings
 
 log = structlog.get_logger()
 
@@ -34,9 +35,10 @@ FLUSH_S = 3
 USAGE = """usage: slicewise COMMAND [flags]
 
 commands:
-  serve    answer requests (slicewise serve --help lists every setting)
-  check    load and verify a model repository; exit 1 with the reasons when something is wrong
-  profile  measure what the slices take on this machine, and keep it for serve
+  serve     answer requests (slicewise serve --help lists every setting)
+  check     load and verify a model repository; exit 1 with the reasons when something is wrong
+  profile   measure what the slices take on this machine, and keep it for serve
+  simulate  replay traces under several policies, without a server
 """
 
 
@@ -141,9 +143,17 @@ def profile(arguments: Sequence[str]) -> int:
     return 0
 
 
+def simulate(arguments: Sequence[str]) -> int:
+    """Replay the traces that the settings name, show what became of them, and write it where they say."""
+    settings = CliApp.run(SimulateSettings, cli_args=list(arguments))
+    configure(settings.log_format, "warning")
+    simulator.simulate(settings, simulator.console())
+    return 0
+
+
 def main() -> None:
     """Entry point."""
-    commands = {"serve": serve, "check": check, "profile": profile}
+    commands = {"serve": serve, "check": check, "profile": profile, "simulate": simulate}
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in commands:
         known = bool(arguments) and arguments[0] in ("-h", "--help")

@@ -185,10 +185,9 @@ class HostedModel:
         slice, or only at the cost of images that are as urgent and were promised to be in time.
         """
         deadline_s = math.inf if budget.latency_s is None else arrived_s + budget.latency_s
-        while not self._scheduler.can_finish(now_s, deadline_s, window):
-            if not self.batcher.shed(budget.urgency):
-                finish_s = self._scheduler.finish_s(now_s, deadline_s, window)
-                refuse_deadline(now_s, deadline_s, finish_s, window, len(self._scheduler))
+        if not self.batcher.make_room(now_s, deadline_s, window, budget.urgency):
+            finish_s = self._scheduler.finish_s(now_s, deadline_s, window)
+            refuse_deadline(now_s, deadline_s, finish_s, window, len(self._scheduler))
         due_s = min(deadline_s, arrived_s + self.default_slo_s)
         place = self._scheduler.expect(now_s, due_s, deadline_s < math.inf, window)
         return Ahead(place, due_s, deadline_s)

@@ -134,11 +134,7 @@ class Scheduler:
 
     def can_finish(self, now_s: float, deadline_s: float, window: Window) -> bool:
         """Whether one image more would be in time at its narrowest width, and make nobody late who was promised."""
-        if deadline_s == math.inf:
-            return True
-        return self.finish_s(now_s, deadline_s, window) <= deadline_s and not self._backlog.spoils(
-            now_s, deadline_s, _least(window), self._ends()
-        )
+        return deadline_s == math.inf or self._backlog.missing(now_s, deadline_s, _least(window), self._ends())[0] <= 0
 
     def expect(self, now_s: float, due_s: float, is_hard: bool, window: Window) -> int:
         """One image more is on its way; returns its place. is_hard: it has a deadline of its own."""
@@ -199,14 +195,39 @@ class Scheduler:
 
     def shed(self, urgency: int) -> Entry | None:
         """Give up the least urgent image that waits, of several the one due last; None if all are as urgent."""
-        rivals = [(entry.urgency, entry.due_s, id(entry), entry, queue) for queue in self._queues for entry in queue]
-        worst = max(rivals, default=None, key=lambda rival: rival[:3])
-        if worst is None or worst[0] <= urgency:
+        rivals = self._less_urgent(urgency)
+        if not rivals:
             return None
-        *_, entry, queue = worst
-        queue.remove([entry])
+        self._give_up(rivals[0])
+        return rivals[0]
+
+    def make_room(self, now_s: float, deadline_s: float, window: Window, urgency: int) -> list[Entry] | None:
+        """Give up less urgent images, as few as it takes for one more to be in time; None if that would not help."""
+        if self.can_finish(now_s, deadline_s, window):
+            return []
+        missing_s, until_s = self._backlog.missing(now_s, deadline_s, _least(window), self._ends())
+        rivals = [entry for entry in self._less_urgent(urgency) if entry.due_s <= until_s]
+        given_up: list[Entry] = []
+        for entry in rivals:
+            if missing_s <= 0:
+                break
+            missing_s -= self._least_s(entry)
+            given_up.append(entry)
+        if missing_s > 0:
+            return None
+        for entry in given_up:
+            self._give_up(entry)
+        return given_up
+
+    def _less_urgent(self, urgency: int) -> list[Entry]:
+        """What waits and is less urgent, the least urgent first, of those the one due last."""
+        rivals = [entry for queue in self._queues for entry in queue if entry.urgency > urgency]
+        return sorted(rivals, key=lambda entry: (-entry.urgency, -entry.due_s))
+
+    def _give_up(self, entry: Entry) -> None:
+        for queue in self._queues:
+            queue.remove([entry])
         self._backlog.remove(entry.place)
-        return entry
 
     def has_less_urgent(self, urgency: int) -> bool:
         """Whether ``shed`` would find an image."""
@@ -277,13 +298,17 @@ class Scheduler:
         trunk_s = 0.0 if step is Step.BODY else self._times.seconds(None, images)
         return trunk_s + (0.0 if width is None else self._times.seconds(width, images))
 
+    def _least_s(self, entry: Entry) -> float:
+        """Worker seconds that an image still needs at the narrowest width it allows, alone."""
+        step = Step.WHOLE if entry.look is None else Step.BODY
+        return self._batch_s(step, _least(entry.window), 1)
+
     def _ends(self) -> list[float]:
         return list(self._busy_until_s.values())
 
     def _sort_out(self, entry: Entry, now_s: float, selection: Selection) -> bool:
         """Put an entry that is of no use on its list and say so; any other is left alone."""
-        step = Step.WHOLE if entry.look is None else Step.BODY
-        if now_s + self._batch_s(step, _least(entry.window), 1) > entry.deadline_s:
+        if now_s + self._least_s(entry) > entry.deadline_s:
             selection.expired.append(entry)
         elif entry.abandoned():
             selection.cancelled.append(entry)

@@ -53,6 +53,7 @@ class Served:
     """What became of one arrival.
 
     width       of the slice that computed it; None if nothing did.
+    gate_width  the gate's wish; None when the gate did not run.
     finish_s    when it was answered, from the start of the trace; None unless it was computed.
     """
 
@@ -60,6 +61,7 @@ class Served:
     width: int | None = None
     reason: Reason | None = None
     finish_s: float | None = None
+    gate_width: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +142,15 @@ class Run:
 
     def _make_room(self, arrival: Arrival, deadline_s: float, now_s: float) -> bool:
         """Admission, as in the service: less urgent images are given up for a more urgent one."""
-        while not (
-            self._in_work < self._machine.capacity_images
-            and self._scheduler.can_finish(now_s, deadline_s, arrival.window)
-        ):
+        if self._in_work >= self._machine.capacity_images:
             victim = self._scheduler.shed(arrival.urgency)
             if victim is None:
                 return False
             self._settle(victim, Served(Outcome.REFUSED))
-        return True
+        given_up = self._scheduler.make_room(now_s, deadline_s, arrival.window, arrival.urgency)
+        for victim in given_up or []:
+            self._settle(victim, Served(Outcome.REFUSED))
+        return given_up is not None
 
     def _pump(self, now_s: float) -> None:
         while len(self._ends) < self._machine.workers:
@@ -171,7 +173,7 @@ class Run:
             return
         for entry, route in zip(batch.entries, batch.routes, strict=True):
             outcome = Outcome.MET if now_s <= entry.deadline_s else Outcome.LATE
-            self._settle(entry, Served(outcome, route.width, route.reason, now_s))
+            self._settle(entry, Served(outcome, route.width, route.reason, now_s, route.gate_width))
 
     def _settle(self, entry: Entry, served: Served) -> None:
         self._in_work -= 1

@@ -17,6 +17,7 @@ from service.app import create_app, load_checkpoints
 from service.profiler import ProfileSettings
 from service.request import Reason
 from service.settings import ZOO, Settings
+from service.simulator import SimulateSettings
 from service.telemetry import Telemetry
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +99,7 @@ def operation(openapi: dict[str, Any]) -> Callable[[Curl], dict[str, Any] | None
     return find
 
 
-SETTINGS = {"serve": Settings, "check": Settings, "profile": ProfileSettings}
+SETTINGS = {"serve": Settings, "check": Settings, "profile": ProfileSettings, "simulate": SimulateSettings}
 
 
 def test_the_two_commands_are_make_targets() -> None:

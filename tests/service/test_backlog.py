@@ -62,7 +62,7 @@ def test_widths_count_as_far_as_budgets_allow_them():
     b = backlog()
     b.see(b.add(1.5, True, Window(1, 2)), (2, 2, 2, 0))
     assert b.price(0.0, []) == PRICES - 1  # and even that is too late
-    assert b.spoils(0.0, 0.0, 0, [])
+    assert b.missing(0.0, 0.0, 0, [])[0] > 0
 
 
 def test_unseen_images_are_expected_to_be_like_those_seen():
@@ -97,8 +97,8 @@ def test_only_promises_can_be_spoilt():
     for is_hard in (True, False):
         b = backlog()
         b.add(2.0, is_hard, WINDOW)
-        assert b.spoils(0.0, 1.6, 0, []) == is_hard
-        assert not b.spoils(0.0, 2.5, 0, [])
+        assert b.missing(0.0, 1.6, 0, []) == pytest.approx((1.0, 2.0) if is_hard else (-0.1, 1.6))
+        assert b.missing(0.0, 3.5, 0, []) == pytest.approx((-0.5, 3.5))
 
 
 def test_what_came_since_the_plan_was_made_counts():

@@ -182,3 +182,9 @@ def test_help_lists_the_commands_and_every_setting():
     assert code == 0
     assert "--queue-capacity-images" in out
     assert run("nope")[0] == 2
+
+
+def test_an_unknown_policy_is_refused_before_anything_is_built(repository):
+    code, _, err = run("serve", "--repository", str(repository), "--model", "tiny", "--policy", "fixed:9")
+    assert code == 2
+    assert "\nslicewise: error: setting policy, model tiny: policy is 'fixed:9'; allowed: gate_slack, " in err

@@ -80,7 +80,7 @@ def check_ledger(server):
 def test_200_concurrent_mixed_requests(start, repository):
     offline = predictor.load(repository / "tiny")
     expected = {index: offline.predict(random_image(index)) for index in range(0, 200, len(KINDS))}
-    with start(queue_capacity_images=400, policy="gate") as server:
+    with start(queue_capacity_images=400) as server:
 
         async def all_at_once():
             limits = httpx.Limits(max_connections=200)

@@ -189,6 +189,25 @@ def test_no_image_is_let_in_that_would_make_others_late():
     assert not s.can_finish(0.0, 3.9, Window(0, 2))  # the worker is busy
 
 
+def test_less_urgent_images_make_room_as_few_as_it_takes():
+    s = scheduler(batch=1)
+    for name, (urgency, deadline_s) in enumerate([(5, 4.0), (6, 6.0), (3, 7.5), (7, 50.0)]):
+        push(s, name=name, urgency=urgency, deadline_s=deadline_s)
+    assert s.make_room(0.0, 12.0, Window(0, 2), 3) == []
+    # It would be in time, and the third image late. The last one is not in the way of either.
+    assert [e.payload for e in s.make_room(0.0, 5.0, Window(0, 2), 3)] == [1]
+    assert len(s) == 3
+
+
+def test_nobody_is_given_up_in_vain():
+    s = scheduler(batch=1)
+    for deadline_s in (4.0, 4.5):
+        push(s, urgency=7, deadline_s=deadline_s)
+    assert s.make_room(0.0, 1.5, Window(0, 2), 0) is None  # 2 s, even alone
+    assert s.make_room(0.0, 4.2, Window(0, 2), 7) is None
+    assert len(s) == 2
+
+
 def test_clear_hands_everything_back():
     s = scheduler()
     entries = {push(s), push(s, look=look(0)), push(s, window=Window(2, 2, 2))}
