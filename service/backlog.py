@@ -33,6 +33,9 @@ STALE_S, STALE_S_PER_IMAGE = 0.02, 5e-5
 RATE_MEMORY_S, RATE_MEMORY_IMAGES = 1.0, 50
 """Of the arrival rate, the longer of both: longer than a clump of requests, shorter than a spike in traffic."""
 ROUNDING_SHARE = 1e-5
+CALM_SHARE = 0.25
+"""Of the headroom: below it the rate of arrivals is no reason to narrow. Callers that wait for one answer before they
+send the next come as fast as they are served; their rate says nothing of what they would bear."""
 TYPICAL_MEMORY = 0.995
 """Of the widths that images take at each price: the last few hundred images that the gate has seen."""
 
@@ -43,6 +46,7 @@ class _Plan:
 
     free_s   when each worker is done with what it has.
     price    the lowest that is feasible.
+    is_calm  what waits is so little, even at no price, that it does not matter how much comes.
     due_s    of every image that waits, ascending; used_s: work due no later, at the top price.
     room_s   worker seconds that may come before this image without making it or one behind it late.
     added_*  what has come since.
@@ -51,6 +55,7 @@ class _Plan:
     made_s: float = -math.inf
     free_s: list[float] = field(default_factory=list)
     price: int = 0
+    is_calm: bool = True
     due_s: list[float] = field(default_factory=list)
     used_s: list[float] = field(default_factory=list)
     room_s: list[float] = field(default_factory=list)
@@ -121,6 +126,8 @@ class Backlog:
     def price(self, now_s: float, busy_until_s: Sequence[float]) -> int:
         """The lowest price at which what waits is in time and what is expected can be kept up with."""
         plan = self._current_plan(now_s, busy_until_s)
+        if plan.is_calm:
+            return plan.price
         demand_P = self.rate(now_s) * (self.costs.trunk_s + self._typical_P)
         lasting = np.flatnonzero(demand_P <= self._workers)
         return max(plan.price, int(lasting[0]) if lasting.size else len(demand_P) - 1)
@@ -169,11 +176,12 @@ class Backlog:
         need_NP = used_NP + np.float32((self._workers - 1) / 2) * cost_NP
         capacity_s = sum((np.maximum(0.0, due_s - free) for free in free_s), np.zeros(len(due_s)))
         limit_N = (self._headroom * (1 + ROUNDING_SHARE) * capacity_s).astype(np.float32)
+        is_calm = bool((need_NP[:, 0] <= CALM_SHARE * limit_N).all())
         feasible_P = np.asarray((need_NP <= limit_N[:, None]).all(axis=0))
         room_s = np.where(self._hard[slots], capacity_s - need_NP[:, -1], math.inf)
         room_s = np.minimum.accumulate(room_s[::-1])[::-1]
         price = int(feasible_P.argmax()) if feasible_P.any() else len(feasible_P) - 1
-        return _Plan(now_s, free_s, price, due_s.tolist(), used_NP[:, -1].tolist(), room_s.tolist())
+        return _Plan(now_s, free_s, price, is_calm, due_s.tolist(), used_NP[:, -1].tolist(), room_s.tolist())
 
     def _costs(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Worker seconds [N, P] that these images still need at every price."""

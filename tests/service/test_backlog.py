@@ -120,8 +120,11 @@ def test_more_than_can_lastingly_be_done_raises_the_price():
         b.see(slot, (2, 1, 0, 0))
         b.remove(slot)
     assert b.rate(now_s) == pytest.approx(1.25, rel=0.05)
+    assert b.price(now_s, []) == 0  # nothing waits
+    b.see(b.add(now_s + 8.0, False, WINDOW), (2, 1, 0, 0))
     assert b.price(now_s, []) == 2
-    assert b.price(now_s + 1e4, []) == 0
+    b.see(b.add(now_s + 2e4, False, WINDOW), (2, 1, 0, 0))
+    assert b.rate(now_s + 1e4) < 1e-9
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "remove", "see", "begin"]), st.floats(0, 1e3)), max_size=300))
