@@ -3,8 +3,8 @@
 Workers always take the image that is due first. With ``W`` of them, image ``j`` is then finished when they
 have spent about ``C_j + (W - 1) / 2 c_j`` seconds together, of which ``C_j`` is all work due no later than it
 and ``c_j`` its own: list scheduling ends between ``C_j`` and ``C_j + (W - 1) c_j`` (Graham 1966), and this is
-the middle. A price is feasible when every image that waits is finished by the time it is due, if all of
-them take their widths at that price.
+the middle; and never sooner than ``c_j`` alone takes. A price is feasible when every image that waits is
+finished by the time it is due, if all of them take their widths at that price.
 
 The plan is an exact sum over the queue, made anew when a sixteenth of the queue has changed: its cost per
 image does not grow with the queue. In between, what has been added is counted, and what has been done
@@ -138,7 +138,9 @@ class Backlog:
         at = bisect_right(plan.due_s, due_s)
         used_s = plan.used_s[at - 1] if at else 0.0
         used_s += sum(plan.added_s[: bisect_right(plan.added_due_s, due_s)])
-        return (sum(plan.free_s) + used_s + (self._workers + 1) / 2 * self._own_s(lo)) / self._workers
+        own_s = self._own_s(lo)
+        behind_all_s = (sum(plan.free_s) + used_s + (self._workers + 1) / 2 * own_s) / self._workers
+        return max(behind_all_s, min(plan.free_s) + own_s)  # no image is split between workers
 
     def missing(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> tuple[float, float]:
         """What keeps one more image from being in time, or would make another late that was promised to be in time.
@@ -147,6 +149,8 @@ class Backlog:
         """
         late_s = self._workers * (self.finish_s(now_s, due_s, lo, busy_until_s) - due_s)
         plan, at = self._plan, bisect_right(self._plan.due_s, due_s)
+        if min(plan.free_s) + self._own_s(lo) > due_s:
+            return math.inf, due_s  # late even alone
         if at == len(plan.room_s):
             return late_s, due_s
         over_s = sum(plan.added_s) + self._own_s(lo) - plan.room_s[at]
@@ -173,7 +177,7 @@ class Backlog:
         due_s = self._due_s[slots]
         cost_NP = self._costs(slots)
         used_NP = np.cumsum(cost_NP, axis=0)
-        need_NP = used_NP + np.float32((self._workers - 1) / 2) * cost_NP
+        need_NP = np.maximum(used_NP + np.float32((self._workers - 1) / 2) * cost_NP, self._workers * cost_NP)
         capacity_s = sum((np.maximum(0.0, due_s - free) for free in free_s), np.zeros(len(due_s)))
         limit_N = (self._headroom * (1 + ROUNDING_SHARE) * capacity_s).astype(np.float32)
         is_calm = bool((need_NP[:, 0] <= CALM_SHARE * limit_N).all())

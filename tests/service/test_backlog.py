@@ -27,7 +27,8 @@ def brute_force(images, now_s, workers, busy_s):
             cost_s = COSTS.body_s[widths[price]]
             used_s += cost_s
             capacity_s = sum(max(0.0, due_s - free) for free in free_s)
-            is_feasible = is_feasible and used_s + (workers - 1) / 2 * cost_s <= capacity_s + 1e-9
+            need_s = max(used_s + (workers - 1) / 2 * cost_s, workers * cost_s)
+            is_feasible = is_feasible and need_s <= capacity_s + 1e-9
         if is_feasible:
             return price
     return PRICES - 1
@@ -91,6 +92,13 @@ def test_who_is_due_earlier_goes_first_in_the_prediction():
         b.add(due_s, True, WINDOW)
     early_s, late_s = b.finish_s(0.0, 6.0, 0, []), b.finish_s(0.0, 60.0, 0, [])
     assert (early_s, late_s) == (pytest.approx(1.5 + 1.5 * 3 / 4), pytest.approx(2.25 + 1.5 * 3 / 4))
+
+
+def test_an_image_alone_takes_its_whole_time_however_many_workers_are_idle():
+    b = backlog(workers=8)
+    assert b.finish_s(10.0, 99.0, 2, []) == pytest.approx(14.5)
+    assert b.missing(10.0, 14.4, 2, []) == (math.inf, 14.4)
+    assert b.missing(10.0, 14.6, 2, [])[0] <= 0
 
 
 def test_only_promises_can_be_spoilt():
