@@ -2,8 +2,7 @@
 
 Two steps per image: the trunk and the gate on a mixed batch, then the body at the decided width on a
 dense batch. An image whose width is known without the gate takes both in one. Everything here runs on the
-event loop except ``_run_trunk``, ``_run_body`` and ``_run_whole``, which run on worker threads and touch the
-engine only.
+event loop except ``_work``; what it runs is in ``service.execution`` and touches the engine only.
 
 An image whose caller has gone, or whose deadline has passed, is dropped when a batch is formed and
 never disturbs its batch-mates; a batch that fails fails alone; a closed batcher answers everything.
@@ -12,20 +11,20 @@ never disturbs its batch-mates; a batch that fails fails alone; a closed batcher
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import structlog
 
-from service.engine.base import F32, Engine, Feature, Image
+from service.engine.base import F32, Engine, Image
 from service.errors import BackendError, DeadlineExceededError, DrainingError, QueueFullError, SlicewiseError
-from service.request import Batch, Entry, Look, Route, Step, Window
+from service.execution import Execution, Looks
+from service.request import Entry, Route, Step, Window
 from service.scheduler import Scheduler, Selection
 from service.telemetry import ModelTelemetry, width_label
 
@@ -54,10 +53,6 @@ class Order:
     place: int = -1
 
 
-Looks = Callable[[F32], list[Look]]
-"""Gate logits [N, G] -> what to remember of each image; called on worker threads, for a batch at once."""
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What the batcher returns: class logits [K], gate logits [G] or None, and where the time went."""
@@ -68,14 +63,6 @@ class Outcome:
     queue_s: float
     trunk_s: float
     body_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _AfterTrunk:
-    """An entry's payload between trunk and body."""
-
-    feature: Feature
-    gate_logits_G: F32
 
 
 class Ticket:
@@ -104,10 +91,12 @@ class Batcher:
         self._capacity = capacity
         self._free = engine.workers
         self._pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="engine")
-        self._running: dict[asyncio.Task[None], Batch] = {}
+        self._running: set[Execution] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closed = self._stopped = False
         telemetry.watch_queues(scheduler.waiting)
-        self._steps = {Step.TRUNK: self._step_trunk, Step.BODY: self._step_body, Step.WHOLE: self._step_whole}
+        self._finish = {Step.TRUNK: self._finish_trunk, Step.BODY: self._finish_body, Step.WHOLE: self._finish_whole}
 
     @property
     def waiting(self) -> int:
@@ -133,9 +122,10 @@ class Batcher:
         )  # fmt: skip
         self._scheduler.push(entry)
         self._pump()
-        limit_s = None if order.deadline_s == math.inf else order.deadline_s - now_s
+        if order.deadline_s == math.inf:
+            return await ticket.future
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(order.deadline_s - now_s):
                 return await ticket.future
         except TimeoutError as error:
             raise _missed(order, "late" if ticket.running else "expired") from error
@@ -145,19 +135,21 @@ class Batcher:
         if self._stopped:
             return
         self._closed = True
-        give_up_s = time.monotonic() + drain_s
-        while self._running and time.monotonic() < give_up_s:
-            await asyncio.wait(self._running, timeout=give_up_s - time.monotonic())
+        await self._wait_until_idle(drain_s)
         self._stopped = True
-        if self._running:
-            await asyncio.wait(self._running, timeout=LAST_BATCH_S)
-        for batch in self._running.values():
-            for entry in batch.entries:
+        await self._wait_until_idle(LAST_BATCH_S)
+        for execution in self._running:
+            for entry in execution.batch.entries:
                 _break(entry, BackendError(f"the model did not finish its batch within {LAST_BATCH_S:g} s of shutdown"))
         for entry in self._scheduler.clear():
             self._forget_trunk_row(entry)
             _break(entry, DrainingError("the service shut down before this image was computed", DRAIN_RETRY_S))
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _wait_until_idle(self, limit_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._idle.wait()
 
     def _pump(self) -> None:
         """Give every free worker a batch, as long as something waits."""
@@ -167,92 +159,87 @@ class Batcher:
             self._drop(selection)
             if selection.batch is None:
                 break
-            self._free -= 1
-            # A context of its own: the batch is nobody's request, and must not log under somebody's id.
-            task = asyncio.create_task(self._run(selection.batch, now_s), context=contextvars.Context())
-            self._running[task] = selection.batch
-            task.add_done_callback(self._running.pop)
+            self._dispatch(Execution(selection.batch, now_s))
 
-    async def _run(self, batch: Batch, now_s: float) -> None:
-        """One batch on one worker slot; whatever happens, its entries move on or are answered."""
-        self._telemetry.batch_dispatched(batch.entries, now_s)
-        for entry in batch.entries:
+    def _dispatch(self, execution: Execution) -> None:
+        self._free -= 1
+        self._running.add(execution)
+        self._idle.clear()
+        self._telemetry.batch_dispatched(execution.batch.entries, execution.dispatched_s)
+        for entry in execution.batch.entries:
             _set_running(entry, True)
+        self._pool.submit(self._work, execution, asyncio.get_running_loop())
+
+    def _work(self, execution: Execution, loop: asyncio.AbstractEventLoop) -> None:
+        """On a worker thread. No future in between: what waits for the batch waits for its own promises."""
+        execution.run(self._engine, self._looks)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for this batch any more
+            loop.call_soon_threadsafe(self._over, execution)
+
+    def _over(self, execution: Execution) -> None:
+        """One batch is off its worker; whatever happened, its entries move on or are answered."""
         try:
-            await self._steps[batch.step](batch, now_s)
+            if execution.error is not None:
+                raise execution.error
+            self._finish[execution.batch.step](execution)
         except Exception as error:  # the engine is foreign code; its failure is this batch's answer
-            self._scheduler.finished(batch, time.monotonic())
-            width = width_label(batch.width, "trunk")
-            log.error("batch_failed", width=width, images=len(batch.entries), exc_info=error)
-            for entry in batch.entries:
-                self._forget_trunk_row(entry)
-                if batch.step is Step.TRUNK:
-                    self._scheduler.forget(entry.place)
-                _break(entry, BackendError(f"the model failed on a batch of {len(batch.entries)} images"))
+            batch = execution.batch
+            log.error(
+                "batch_failed", width=width_label(batch.width, "trunk"), images=len(batch.entries), exc_info=error
+            )
+            self._fail(execution)
         finally:
             self._free += 1
+            self._running.discard(execution)
             self._pump()
+            if not self._running:
+                self._idle.set()
 
-    async def _step_trunk(self, batch: Batch, now_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        spent_s: list[float] = []
-        try:
-            results = await loop.run_in_executor(self._pool, self._run_trunk, batch.entries, spent_s)
-        except BaseException:
-            self._trunk_failed(batch, spent_s)
-            raise
-        seconds = sum(spent_s)
+    def _fail(self, execution: Execution) -> None:
+        batch = execution.batch
+        self._scheduler.finished(batch, time.monotonic())
+        if execution.trunk_s:  # the rows of a trunk that had run when something behind it failed
+            self._telemetry.batch_done(None, len(batch.entries), execution.trunk_s)
+            for _ in batch.entries:
+                self._telemetry.trunk_row(None, False)
+        for entry in batch.entries:
+            self._forget_trunk_row(entry)
+            if batch.step is Step.TRUNK:
+                self._scheduler.forget(entry.place)
+            _break(entry, BackendError(f"the model failed on a batch of {len(batch.entries)} images"))
+
+    def _finish_trunk(self, execution: Execution) -> None:
+        batch, seconds, now_s = execution.batch, execution.trunk_s, execution.dispatched_s
         self._telemetry.batch_done(None, len(batch.entries), seconds)
         done_s = time.monotonic()
         self._scheduler.finished(batch, done_s, trunk_s=done_s - now_s)
-        for entry, (after, look) in zip(batch.entries, results, strict=True):
+        for entry, (after, look) in zip(batch.entries, execution.seen, strict=True):
             _set_running(entry, False)
+            waited_s = entry.waited_s + now_s - entry.queued_s
             self._scheduler.push(
-                replace(
-                    entry,
-                    payload=after,
-                    look=look,
-                    queued_s=done_s,
-                    waited_s=entry.waited_s + now_s - entry.queued_s,
-                    trunk_s=seconds,
-                )
+                replace(entry, payload=after, look=look, queued_s=done_s, waited_s=waited_s, trunk_s=seconds)
             )
 
-    def _trunk_failed(self, batch: Batch, spent_s: list[float]) -> None:
-        """Account the rows of a batch whose trunk had run when something behind it failed."""
-        if spent_s:
-            self._telemetry.batch_done(None, len(batch.entries), spent_s[0])
-            for _ in batch.entries:
-                self._telemetry.trunk_row(None, False)
-
-    async def _step_body(self, batch: Batch, now_s: float) -> None:
-        width = batch.width
-        assert width is not None, "a body has a width: this is a bug"
-        loop = asyncio.get_running_loop()
-        logits_NK, seconds = await loop.run_in_executor(self._pool, partial(self._run_body, width, batch.entries))
-        self._telemetry.batch_done(width, len(batch.entries), seconds)
+    def _finish_body(self, execution: Execution) -> None:
+        batch, now_s = execution.batch, execution.dispatched_s
+        self._telemetry.batch_done(batch.width, len(batch.entries), execution.body_s)
         done_s = time.monotonic()
         self._scheduler.finished(batch, done_s, body_s=done_s - now_s)
-        for entry, route, logits_K in zip(batch.entries, batch.routes, logits_NK, strict=True):
-            self._answer(entry, route, logits_K, now_s, entry.trunk_s, seconds)
+        self._answer_all(execution)
 
-    async def _step_whole(self, batch: Batch, now_s: float) -> None:
-        width, rows = batch.width, len(batch.entries)
-        assert width is not None, "a whole network has a width: this is a bug"
-        loop = asyncio.get_running_loop()
-        spent_s: list[float] = []
-        try:
-            logits_NK = await loop.run_in_executor(self._pool, self._run_whole, width, batch.entries, spent_s)
-        except BaseException:
-            self._trunk_failed(batch, spent_s)
-            raise
-        trunk_s, body_s = spent_s
-        self._telemetry.batch_done(None, rows, trunk_s)
-        self._telemetry.batch_done(width, rows, body_s)
+    def _finish_whole(self, execution: Execution) -> None:
+        batch, now_s = execution.batch, execution.dispatched_s
+        self._telemetry.batch_done(None, len(batch.entries), execution.trunk_s)
+        self._telemetry.batch_done(batch.width, len(batch.entries), execution.body_s)
         done_s = time.monotonic()
-        self._scheduler.finished(batch, done_s, trunk_s, done_s - now_s - trunk_s)
-        for entry, route, logits_K in zip(batch.entries, batch.routes, logits_NK, strict=True):
-            self._answer(entry, route, logits_K, now_s, trunk_s, body_s)
+        self._scheduler.finished(batch, done_s, execution.trunk_s, done_s - now_s - execution.trunk_s)
+        self._answer_all(execution)
+
+    def _answer_all(self, execution: Execution) -> None:
+        batch = execution.batch
+        for entry, route, logits_K in zip(batch.entries, batch.routes, execution.logits_NK, strict=True):
+            trunk_s = entry.trunk_s if batch.step is Step.BODY else execution.trunk_s
+            self._answer(entry, route, logits_K, execution.dispatched_s, trunk_s, execution.body_s)
 
     def _answer(self, entry: Entry, route: Route, logits_K: F32, now_s: float, trunk_s: float, body_s: float) -> None:
         """Account one computed image and keep its promise; ``now_s``: when its last batch was dispatched."""
@@ -263,31 +250,6 @@ class Batcher:
         queue_s = entry.waited_s + now_s - entry.queued_s
         gate_logits_G = None if entry.look is None else entry.payload.gate_logits_G
         _keep(entry, Outcome(logits_K, gate_logits_G, route, queue_s, trunk_s, body_s))
-
-    def _run_trunk(self, entries: Sequence[Entry], spent_s: list[float]) -> list[tuple[_AfterTrunk, Look]]:
-        """On a worker: trunk, then gate and looks. Appends the seconds of each as soon as it is done."""
-        start_s = time.perf_counter()
-        features, gate_inputs_NR = self._engine.trunk([entry.payload for entry in entries])
-        spent_s.append(time.perf_counter() - start_s)
-        logits_NG = self._engine.gate(gate_inputs_NR)
-        rows = zip(features, logits_NG, self._looks(logits_NG), strict=True)
-        results = [(_AfterTrunk(feature, logits_G), look) for feature, logits_G, look in rows]
-        spent_s.append(time.perf_counter() - start_s - spent_s[0])
-        return results
-
-    def _run_body(self, width: int, entries: Sequence[Entry]) -> tuple[F32, float]:
-        start_s = time.perf_counter()
-        logits_NK = self._engine.body(width, [entry.payload.feature for entry in entries])
-        return logits_NK, time.perf_counter() - start_s
-
-    def _run_whole(self, width: int, entries: Sequence[Entry], spent_s: list[float]) -> F32:
-        """On a worker: trunk and body. Appends the seconds of each as soon as it is done."""
-        start_s = time.perf_counter()
-        features = self._engine.trunk([entry.payload for entry in entries]).features
-        spent_s.append(time.perf_counter() - start_s)
-        logits_NK = self._engine.body(width, features)
-        spent_s.append(time.perf_counter() - start_s - spent_s[0])
-        return logits_NK
 
     def shed(self, urgency: int) -> bool:
         """Refuse one image that waits and is less urgent, for a more urgent one; False when there is none."""

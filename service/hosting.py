@@ -13,11 +13,12 @@ from models.checkpoint import Checkpoint, Manifest
 from models.decision import GateDecision
 from models.machine import processor_id
 from service.admission import check_room, refuse_deadline, retry_after_s
-from service.batcher import Batcher, Looks
+from service.batcher import Batcher
 from service.engine.base import Engine
 from service.engine.graphs import SessionFactory
 from service.engine.onnx import OnnxEngine
 from service.engine.torch_engine import TorchEngine
+from service.execution import Looks
 from service.latency import LatencyTable, LiveTimes
 from service.policies import F32, Policy, check_policy_name, policy_named
 from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once

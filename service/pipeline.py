@@ -113,9 +113,10 @@ class Pipeline:
         return prediction
 
     async def _decode(self, model: HostedModel, data: bytes, deadline_s: float) -> Decoded:
-        limit_s = None if deadline_s == math.inf else deadline_s - time.monotonic()
+        if deadline_s == math.inf:
+            return await self._decoder.decode(data, model.manifest.input)
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(deadline_s - time.monotonic()):
                 return await self._decoder.decode(data, model.manifest.input)
         except TimeoutError as error:
             raise DeadlineExceededError("the deadline passed while the image was decoded", "expired") from error
