@@ -14,6 +14,7 @@ from loadtest.account_commands import configure_account, run_account
 from loadtest.arms import BenchError, Window
 from loadtest.bench import compare
 from loadtest.comparisons import LOOP_COMMAND, NAMES, Network, Plan, comparisons
+from loadtest.engine_commands import configure_engine, run_engine
 from loadtest.machine import describe
 from loadtest.plots import draw
 from loadtest.report import markdown
@@ -129,6 +130,7 @@ COMMANDS = {
     "account": Command(
         "where the CPU time of one request goes, here and in a tuned server", configure_account, run_account
     ),
+    "engine": Command("the engine by itself: whole networks, the split, mixed batches", configure_engine, run_engine),
     "trace": Command("a trace of arrivals, images and request headers, as a file", configure_trace, run_trace),
     "run": Command("replay a trace against a server, each request at its instant", configure_run, run_run),
     "compare": Command("a table and plots of several runs", configure_compare, run_compare),

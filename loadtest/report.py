@@ -17,7 +17,7 @@ _ADJECTIVE = {Verdict.MET: "met", Verdict.MISSED: "**missed**", Verdict.UNPROVEN
 def markdown(results: Results) -> str:
     """The whole report."""
     absent = [name for name in NAMES if name not in {c.name for c in results.comparisons}]
-    lines = ["# Benchmarks", "", *_machine(results.machine), "", *_method(), "", "## Bars", "", *_bars(results)]
+    lines = ["# Benchmarks", "", *machine_lines(results.machine), "", *_method(), "", "## Bars", "", *_bars(results)]
     if absent:
         lines += ["", f"Not measured: {', '.join(f'`{name}`' for name in absent)}."]
     if results.comparisons:
@@ -30,7 +30,8 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _machine(machine: Machine) -> list[str]:
+def machine_lines(machine: Machine) -> list[str]:
+    """What it was measured on."""
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     memory_gib = machine.memory_bytes / 2**30
     return [
@@ -52,7 +53,7 @@ def _method() -> list[str]:
 
 def _bars(results: Results) -> list[str]:
     rows = [_bar_row(comparison, bar) for comparison in results.comparisons for bar in comparison.bars]
-    return _table(["comparison", "figure", "bar", "median", "95 % interval", "verdict"], rows)
+    return table(["comparison", "figure", "bar", "median", "95 % interval", "verdict"], rows)
 
 
 def _bar_row(comparison: ComparisonRecord, bar: Bar) -> list[str]:
@@ -75,7 +76,7 @@ def _comparison(comparison: ComparisonRecord) -> list[str]:
         f"of warm-up, measured at {comparison.measured_at}. Throughput ratio {found.median:.3f} "
         f"({found.low:.3f} to {found.high:.3f}).{_others(arms)}",
         "",
-        *_table(
+        *table(
             [
                 "arm", "clients", "images/s", "p50 ms", "p99 ms", "server CPU ms/image", "generator CPU ms/image",
                 "resident MiB", "requests", "failures",
@@ -159,10 +160,11 @@ def _request_overhead(results: Results) -> list[str]:
         costs_ms = (cpu_ms_per_image(alone), cpu_ms_per_image(together))
         rows.append([alone.name, *(f"{cost_ms:.2f}" for cost_ms in (*costs_ms, costs_ms[0] - costs_ms[1]))])
     heads = ["arm", "alone, server CPU ms/image", "in a batch, server CPU ms/image", "difference, ms"]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     return [_row(heads), _row(["---"] * len(heads)), *(_row(row) for row in rows)]
 
 

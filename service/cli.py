@@ -17,9 +17,10 @@ from pydantic_settings import CliApp
 
 from models.checkpoint import CheckpointError, load, resolve
 from models.transform import ImageError
-from service import profiler, simulator
+from service import engine_study, profiler, simulator
 from service.api.state import ServiceState
 from service.app import create_app, load_checkpoints, refuse_the_rest, wait_until_idle
+from service.engine_study import EngineSettings
 from service.hosting import check_policy, gate_decision
 from service.http1 import server_config
 from service.logs import configure
@@ -39,6 +40,7 @@ commands:
   check     load and verify a model repository; exit 1 with the reasons when something is wrong
   profile   measure what the slices take on this machine, and keep it for serve
   simulate  replay traces under several policies, without a server
+  engine    measure the engine by itself: whole networks, the split, mixed batches, the gate; prints JSON
 """
 
 
@@ -151,9 +153,17 @@ def simulate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def engine(arguments: Sequence[str]) -> int:
+    """Measure the engine of the first model by itself; one line of JSON on stdout."""
+    settings = CliApp.run(EngineSettings, cli_args=list(arguments))
+    configure(settings.log_format, "warning")
+    engine_study.study(settings, print)
+    return 0
+
+
 def main() -> None:
     """Entry point."""
-    commands = {"serve": serve, "check": check, "profile": profile, "simulate": simulate}
+    commands = {"serve": serve, "check": check, "profile": profile, "simulate": simulate, "engine": engine}
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in commands:
         known = bool(arguments) and arguments[0] in ("-h", "--help")

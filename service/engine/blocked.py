@@ -4,7 +4,8 @@ On processors with wide vectors ONNX Runtime computes convolutions on blocks of 
 H, W, b]) and reorders tensors around every operator that does not know the layout. The multiplication of
 a squeeze-excite, [N, C, H, W] by [N, C, 1, 1], is one of these. In the blocked layout it is a
 multiplication by a vector that repeats every b numbers, so reshaped operands do it in place of two
-reorderings. The vector is tiled, because short inner loops cost more than they compute.
+reorderings. The vector is tiled, because short inner loops cost more than they compute. Tensors of one number per
+channel are the same in both layouts and need no reordering at all.
 
 The layout is ONNX Runtime's own affair. Whoever applies this pass must compare the outputs and
 otherwise do without (``graphs.SessionFactory``).
@@ -12,7 +13,7 @@ otherwise do without (``graphs.SessionFactory``).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -84,8 +85,12 @@ def keep_blocked(exported: onnx.ModelProto, optimised: onnx.ModelProto, block: i
             and all(after.op_type == "ReorderInput" for after in behind)
         ):
             _, channels, height, width = shapes[product]
-            blocked = f"blocked_{len(renamed)}"
-            nodes += rewrite.multiply(source.input[0], node.input[1], (channels, height, width), blocked)
+            blocked, scale = f"blocked_{len(renamed)}", node.input[1]
+            before = producer.get(scale)
+            if before is not None and before.op_type == "ReorderOutput" and len(consumers[scale]) == 1:
+                dropped.add(scale)
+                scale = before.input[0]
+            nodes += rewrite.multiply(source.input[0], scale, (channels, height, width), blocked)
             renamed |= {after.output[0]: blocked for after in behind}
             dropped |= {after.output[0] for after in behind}
             if len(consumers[node.input[0]]) == 1 and node.input[0] not in kept_outputs:
@@ -104,3 +109,34 @@ def keep_blocked(exported: onnx.ModelProto, optimised: onnx.ModelProto, block: i
     result.graph.node.extend(nodes)
     result.graph.initializer.extend(rewrite.constants.values())
     return result
+
+
+def pad_hidden(exported: onnx.ModelProto, block: int) -> onnx.ModelProto:
+    """``exported`` with the hidden channels of every squeeze-excite filled up to whole blocks, by zeros.
+
+    They add nothing to any output, and the convolutions around them can stay in the blocked layout.
+    """
+    padded = onnx.ModelProto()
+    padded.CopyFrom(exported)
+    graph = padded.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    producer = {output: node for node in graph.node for output in node.output}
+    consumers = Counter(name for node in graph.node for name in node.input)
+    consumers.update(output.name for output in graph.output)
+    for expand in graph.node:
+        relu = producer.get(expand.input[0]) if expand.op_type == "Conv" else None
+        reduce = producer.get(relu.input[0]) if relu is not None and relu.op_type == "Relu" else None
+        if relu is None or reduce is None or reduce.op_type != "Conv" or len(reduce.input) < 3:
+            continue
+        names = (*reduce.input[1:3], expand.input[1])
+        if any(name not in weights or consumers[name] > 1 for name in names):
+            continue
+        tensors = [weights[name] for name in names]
+        if consumers[relu.output[0]] > 1 or consumers[reduce.output[0]] > 1 or list(tensors[2].dims[2:]) != [1, 1]:
+            continue
+        for tensor, axis in zip(tensors, (0, 0, 1), strict=True):
+            values = numpy_helper.to_array(tensor)
+            extra = [(0, 0)] * values.ndim
+            extra[axis] = (0, -values.shape[axis] % block)
+            tensor.CopyFrom(numpy_helper.from_array(np.pad(values, extra), tensor.name))
+    return padded

@@ -25,7 +25,7 @@ import torch
 
 import models
 import service.engine
-from service.engine.blocked import keep_blocked
+from service.engine.blocked import keep_blocked, pad_hidden
 
 log = structlog.get_logger()
 
@@ -111,6 +111,7 @@ def _keep(file: Path, graph: bytes) -> None:
 
 def _optimised(graph: bytes) -> tuple[ort.InferenceSession, bytes]:
     """A session of ``graph``, fully optimised, and the graph that it runs."""
+    graph = pad_hidden(onnx.load_from_string(graph), BLOCKS[0]).SerializeToString()
     with tempfile.TemporaryDirectory(prefix="slicewise-") as folder:
         file = Path(folder) / "graph.onnx"
         plain = _start(graph, ort.GraphOptimizationLevel.ORT_ENABLE_ALL, file)
