@@ -8,7 +8,9 @@ finished by the time it is due, if all of them take their widths at that price.
 
 The plan is an exact sum over the queue, made anew when a sixteenth of the queue has changed: its cost per
 image does not grow with the queue. In between, what has been added is counted, and what has been done
-is taken to be worth the time that has passed.
+is taken to be worth the time that has passed. A few images are summed in plain Python, where numpy's calls
+would take longer than the sums; many with numpy. Both do the same operations in the same order on 64 bits, so
+that the price does not depend on which of them ran.
 
 Shapes: N images that wait, P prices, L ladder length, W workers.
 """
@@ -16,9 +18,12 @@ Shapes: N images that wait, P prices, L ladder length, W workers.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +33,8 @@ from service.request import Window
 
 F64 = NDArray[np.float64]
 
+FEW_IMAGES = 40
+"""Up to here plain Python is faster than numpy."""
 STALE_SHARE = 16
 STALE_S, STALE_S_PER_IMAGE = 0.02, 5e-5
 RATE_MEMORY_S, RATE_MEMORY_IMAGES = 1.0, 50
@@ -56,34 +63,105 @@ class _Plan:
     free_s: list[float] = field(default_factory=list)
     price: int = 0
     is_calm: bool = True
-    due_s: list[float] = field(default_factory=list)
-    used_s: list[float] = field(default_factory=list)
-    room_s: list[float] = field(default_factory=list)
+    due_s: Sequence[float] = ()
+    used_s: Sequence[float] = ()
+    room_s: Sequence[float] = ()
     changes: int = 0
     added_due_s: list[float] = field(default_factory=list)
     added_s: list[float] = field(default_factory=list)
 
 
+class _Sums(Protocol):
+    """The images that wait, in the order in which they are due, against what workers can do until then."""
+
+    def load(self, price: int) -> float:
+        """The share of the workers' time that would have to be spent at this price for all to be in time."""
+
+    def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
+        """At the top price: ``used_s`` and ``room_s`` of a plan."""
+
+
+class _Few:
+    """In plain Python.
+
+    costs       worker seconds of every image at a price; the last price is the top one.
+    capacity_s  what workers can do until each is due.
+    """
+
+    def __init__(
+        self, costs: Callable[[int], list[float]], capacity_s: list[float], is_hard: list[bool], workers: int
+    ) -> None:
+        self._costs, self._capacity_s, self._is_hard, self._workers = costs, capacity_s, is_hard, workers
+
+    def load(self, price: int) -> float:
+        used_s, load, others, workers = 0.0, 0.0, (self._workers - 1) / 2, self._workers
+        for cost_s, capacity_s in zip(self._costs(price), self._capacity_s, strict=True):
+            used_s += cost_s
+            need_s = max(used_s + others * cost_s, workers * cost_s)
+            load = max(load, need_s / capacity_s if capacity_s else math.inf)
+        return load
+
+    def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
+        cost_s = self._costs(-1)
+        used_s = list(accumulate(cost_s))
+        others, workers, least_s, room_s = (self._workers - 1) / 2, self._workers, math.inf, []
+        for at in range(len(cost_s) - 1, -1, -1):
+            if self._is_hard[at]:
+                need_s = max(used_s[at] + others * cost_s[at], workers * cost_s[at])
+                least_s = min(least_s, self._capacity_s[at] - need_s)
+            room_s.append(least_s)
+        return used_s, room_s[::-1]
+
+
+class _Many:
+    """With numpy; everything as in ``_Few``."""
+
+    def __init__(
+        self, costs: Callable[[int], F64], capacity_N: F64, is_hard_N: NDArray[np.bool_], workers: int
+    ) -> None:
+        self._costs, self._capacity_N, self._is_hard_N, self._workers = costs, capacity_N, is_hard_N, workers
+
+    def load(self, price: int) -> float:
+        cost_N = self._costs(price)
+        with np.errstate(divide="ignore", over="ignore"):  # no time, or next to none, is a load without end
+            return float((self._need(np.cumsum(cost_N), cost_N) / self._capacity_N).max())
+
+    def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
+        cost_N = self._costs(-1)
+        used_N = np.cumsum(cost_N)
+        room_N = np.where(self._is_hard_N, self._capacity_N - self._need(used_N, cost_N), math.inf)
+        room_N = np.minimum.accumulate(room_N[::-1])[::-1]
+        return array("d", used_N.tobytes()), array("d", room_N.tobytes())
+
+    def _need(self, used_N: F64, cost_N: F64) -> F64:
+        return np.maximum(used_N + (self._workers - 1) / 2 * cost_N, self._workers * cost_N)
+
+
 class Backlog:
     """Told of every image that comes, is seen and goes. Not thread-safe.
+
+    Books are by slot; ``_slots`` and ``_slots_due_s`` are in the order in which images are due, equal ones in that
+    of arrival. They are arrays of the standard library: one value is written in a tenth of the time that
+    numpy takes, and numpy reads them as they are.
 
     costs     may be replaced when a better estimate is at hand.
     headroom  share of the workers' time that prices may plan; the rest meets what nobody foresaw.
     """
 
     def __init__(self, costs: Costs, prices: int, workers: int, headroom: float) -> None:
-        self.costs, self._workers, self._headroom = costs, workers, headroom
-        self._due_s, self._hard, self._live = np.empty(64), np.zeros(64, bool), np.zeros(64, bool)
-        self._seen, self._needs_trunk = np.zeros(64, bool), np.zeros(64, bool)
-        self._bounds, self._body_s = np.zeros((64, 2), np.uint8), np.zeros((64, prices), np.float32)
-        self._unused = list(range(63, -1, -1))
-        self._typical_P = np.full(prices, costs.body_s[0])  # until images were seen, hope for the best
+        self.costs, self._prices, self._workers, self._headroom = costs, prices, workers, headroom
+        self._due_s, self._hard, self._seen, self._needs_trunk = array("d"), bytearray(), bytearray(), bytearray()
+        self._lo, self._hi = bytearray(), bytearray()
+        self._widths = bytearray()  # at every price, within lo..hi: [slot * prices + price]
+        self._unused: list[int] = []
+        self._slots, self._slots_due_s = array("i"), array("d")
+        self._typical_P = [costs.body_s[0]] * prices  # until images were seen, hope for the best
         self._rate, self._rate_at_s = 0.0, 0.0
         self._memory_s = max(RATE_MEMORY_S, RATE_MEMORY_IMAGES * self._own_s(0) / workers)
         self._plan = _Plan()
 
     def __len__(self) -> int:
-        return len(self._live) - len(self._unused)
+        return len(self._slots)
 
     def arrived(self, now_s: float) -> None:
         """Count one image more at the door, for the rate."""
@@ -99,17 +177,23 @@ class Backlog:
             self._grow()
         slot = self._unused.pop()
         lo, hi = (window.lo, window.hi) if window.forced is None else (window.forced, window.forced)
-        self._due_s[slot], self._hard[slot], self._live[slot], self._seen[slot] = due_s, hard, True, False
-        self._needs_trunk[slot], self._bounds[slot] = True, (lo, hi)
+        self._due_s[slot], self._hard[slot], self._seen[slot], self._needs_trunk[slot] = due_s, hard, False, True
+        self._lo[slot], self._hi[slot] = lo, hi
+        at = bisect_right(self._slots_due_s, due_s)
+        self._slots.insert(at, slot)
+        self._slots_due_s.insert(at, due_s)
         self._note(due_s, self._own_s(lo))
         return slot
 
     def see(self, slot: int, widths_P: Sequence[int]) -> None:
         """The gate has seen the image, which waits for its body: its width at every price."""
-        lo, hi = self._bounds[slot].tolist()
-        body_L = np.asarray(self.costs.body_s)
-        self._body_s[slot], self._seen[slot], self._needs_trunk[slot] = body_L[np.clip(widths_P, lo, hi)], True, False
-        self._typical_P += (1.0 - TYPICAL_MEMORY) * (body_L[np.asarray(widths_P)] - self._typical_P)
+        lo, hi, body_s, at = self._lo[slot], self._hi[slot], self.costs.body_s, slot * self._prices
+        fresh = 1.0 - TYPICAL_MEMORY
+        self._typical_P = [s + fresh * (body_s[width] - s) for s, width in zip(self._typical_P, widths_P, strict=True)]
+        if lo > 0 or hi < len(body_s) - 1:
+            widths_P = [min(max(width, lo), hi) for width in widths_P]
+        self._widths[at : at + self._prices] = bytes(widths_P)
+        self._seen[slot], self._needs_trunk[slot] = True, False
         self._plan.changes += 1
 
     def begin(self, slot: int) -> None:
@@ -119,7 +203,8 @@ class Backlog:
 
     def remove(self, slot: int) -> None:
         """The image waits no more."""
-        self._live[slot] = False
+        at = self._slots.index(slot, bisect_left(self._slots_due_s, self._due_s[slot]))
+        del self._slots[at], self._slots_due_s[at]
         self._unused.append(slot)
         self._plan.changes += 1
 
@@ -128,9 +213,9 @@ class Backlog:
         plan = self._current_plan(now_s, busy_until_s)
         if plan.is_calm:
             return plan.price
-        demand_P = self.rate(now_s) * (self.costs.trunk_s + self._typical_P)
-        lasting = np.flatnonzero(demand_P <= self._workers)
-        return max(plan.price, int(lasting[0]) if lasting.size else len(demand_P) - 1)
+        rate, trunk_s, workers = self.rate(now_s), self.costs.trunk_s, self._workers
+        lasting = (price for price, body_s in enumerate(self._typical_P) if rate * (trunk_s + body_s) <= workers)
+        return max(plan.price, next(lasting, self._prices - 1))
 
     def finish_s(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> float:
         """When an image that is due then and comes now would be finished, everything at its narrowest width."""
@@ -172,31 +257,53 @@ class Backlog:
     def _make_plan(self, now_s: float, busy_until_s: Sequence[float]) -> _Plan:
         free_s = [max(now_s, busy_s) for busy_s in busy_until_s]
         free_s += [now_s] * (self._workers - len(free_s))
-        slots = np.flatnonzero(self._live)
-        slots = slots[np.argsort(self._due_s[slots], kind="stable")]
-        due_s = self._due_s[slots]
-        cost_NP = self._costs(slots)
-        used_NP = np.cumsum(cost_NP, axis=0)
-        need_NP = np.maximum(used_NP + np.float32((self._workers - 1) / 2) * cost_NP, self._workers * cost_NP)
-        capacity_s = sum((np.maximum(0.0, due_s - free) for free in free_s), np.zeros(len(due_s)))
-        limit_N = (self._headroom * (1 + ROUNDING_SHARE) * capacity_s).astype(np.float32)
-        is_calm = bool((need_NP[:, 0] <= CALM_SHARE * limit_N).all())
-        feasible_P = np.asarray((need_NP <= limit_N[:, None]).all(axis=0))
-        room_s = np.where(self._hard[slots], capacity_s - need_NP[:, -1], math.inf)
-        room_s = np.minimum.accumulate(room_s[::-1])[::-1]
-        price = int(feasible_P.argmax()) if feasible_P.any() else len(feasible_P) - 1
-        return _Plan(now_s, free_s, price, is_calm, due_s.tolist(), used_NP[:, -1].tolist(), room_s.tolist())
+        busy_s = sorted(free - now_s for free in free_s)
+        sums: _Sums = (self._few if len(self) <= FEW_IMAGES else self._many)(now_s, busy_s)
+        share, load, price = self._headroom * (1 + ROUNDING_SHARE), sums.load(0), 0
+        if load > share:  # no image takes longer at a higher price, so that halving finds the lowest
+            price = bisect_left(range(self._prices - 1), True, lo=1, key=lambda price: sums.load(price) <= share)
+        return _Plan(now_s, free_s, price, load <= CALM_SHARE * share, self._slots_due_s[:], *sums.narrowest())
 
-    def _costs(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Worker seconds [N, P] that these images still need at every price."""
-        cost_NP = self._body_s[slots]
-        unseen_N = np.flatnonzero(~self._seen[slots])
-        if unseen_N.size:
-            body_L = np.asarray(self.costs.body_s, np.float32)
-            lo_N, hi_N = self._bounds[slots[unseen_N]].T
-            cost_NP[unseen_N] = np.clip(self._typical_P.astype(np.float32), body_L[lo_N, None], body_L[hi_N, None])
-        cost_NP += np.float32(self.costs.trunk_s) * self._needs_trunk[slots, None]
-        return cost_NP
+    def _few(self, now_s: float, busy_s: list[float]) -> _Few:
+        spent_s = [0.0, *accumulate(busy_s)]
+        capacity_s = []
+        for due_s in self._slots_due_s:
+            left_s = due_s - now_s
+            free = bisect_left(busy_s, left_s)  # workers, in time to do anything
+            capacity_s.append(max(0.0, free * left_s - spent_s[free]))
+        return _Few(self._few_costs, capacity_s, [bool(self._hard[slot]) for slot in self._slots], self._workers)
+
+    def _few_costs(self, price: int) -> list[float]:
+        """Worker seconds that each image still needs at a price."""
+        trunk_s, body_s, typical_s = self.costs.trunk_s, self.costs.body_s, self._typical_P[price]
+        column, costs_s = price % self._prices, []
+        for slot in self._slots:
+            if self._seen[slot]:
+                cost_s = body_s[self._widths[slot * self._prices + column]]
+            else:
+                cost_s = min(max(typical_s, body_s[self._lo[slot]]), body_s[self._hi[slot]])
+            costs_s.append(cost_s + trunk_s if self._needs_trunk[slot] else cost_s)
+        return costs_s
+
+    def _many(self, now_s: float, busy_s: list[float]) -> _Many:
+        slots_N, left_N = np.array(self._slots, np.intp), np.array(self._slots_due_s) - now_s
+        free_N = np.searchsorted(busy_s, left_N)
+        capacity_N = np.maximum(0.0, free_N * left_N - np.array([0.0, *accumulate(busy_s)])[free_N])
+        hard_N, seen_N, needs_trunk_N, lo_N, hi_N = (
+            np.frombuffer(book, np.uint8).take(slots_N)
+            for book in (self._hard, self._seen, self._needs_trunk, self._lo, self._hi)
+        )
+        body_L = np.array(self.costs.body_s)
+        least_N, most_N, trunk_N = body_L.take(lo_N), body_L.take(hi_N), self.costs.trunk_s * needs_trunk_N
+        rows_N, is_seen_N = slots_N * self._prices, seen_N.astype(bool)
+
+        def costs(price: int) -> F64:
+            width_N = np.frombuffer(self._widths, np.uint8).take(rows_N + price % self._prices)
+            typical_N = np.minimum(np.maximum(self._typical_P[price], least_N), most_N)
+            cost_N: F64 = np.where(is_seen_N, body_L.take(width_N), typical_N) + trunk_N
+            return cost_N
+
+        return _Many(costs, capacity_N, hard_N.astype(bool), self._workers)
 
     def _note(self, due_s: float, cost_s: float) -> None:
         """Count what was added since the plan was made."""
@@ -207,8 +314,10 @@ class Backlog:
         plan.added_s.insert(at, cost_s)
 
     def _grow(self) -> None:
-        size = len(self._live)
-        self._unused = list(range(2 * size - 1, size - 1, -1))
-        for name in ("_due_s", "_hard", "_live", "_seen", "_needs_trunk", "_bounds", "_body_s"):
-            array = getattr(self, name)
-            setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
+        size = len(self._due_s)
+        more = max(size, 64)
+        self._unused = list(range(size + more - 1, size - 1, -1))
+        self._due_s.frombytes(bytes(8 * more))
+        for book in (self._hard, self._seen, self._needs_trunk, self._lo, self._hi):
+            book.extend(bytes(more))
+        self._widths.extend(bytes(more * self._prices))

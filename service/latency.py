@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 
@@ -17,8 +17,8 @@ class Costs:
     body_s: tuple[float, ...]
 
 
-PAYS_RATIO = 0.97
-"""A larger batch makes its first images wait; it must save at least 3 % per image."""
+PAYS_RATIO = 0.95
+"""A batch of twice the size makes its first images wait twice as long; it must save at least 5 % per image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class LatencyTable:
     """
 
     seconds_by_batch: Mapping[tuple[int | None, int], float]
+    _sizes_by_queue: Mapping[int | None, tuple[int, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for (width, batch), seconds in self.seconds_by_batch.items():
@@ -46,6 +47,8 @@ class LatencyTable:
             if (width, 1) not in self.seconds_by_batch:
                 raise ValueError(f"{_queue(width)} is not measured at a batch of 1 image")
         object.__setattr__(self, "seconds_by_batch", MappingProxyType(dict(self.seconds_by_batch)))
+        sizes = {width: tuple(sorted(n for key, n in self.seconds_by_batch if key == width)) for width in widths}
+        object.__setattr__(self, "_sizes_by_queue", MappingProxyType(sizes))
 
     def seconds(self, width: int | None, batch: int) -> float:
         """Seconds of one batch of at least 1 image; KeyError for a queue that was not measured.
@@ -58,7 +61,7 @@ class LatencyTable:
         exact = self.seconds_by_batch.get((width, batch))
         if exact is not None:
             return exact
-        sizes = self._sizes(width)
+        sizes = self._sizes_by_queue[width]
         above = bisect_left(sizes, batch)
         below = sizes[above - 1]
         below_s = self.seconds_by_batch[width, below]
@@ -68,13 +71,13 @@ class LatencyTable:
         return below_s + (above_s - below_s) * (batch - below) / (sizes[above] - below)
 
     def best_batch(self, width: int | None) -> int:
-        """The smallest measured batch size within ``PAYS_RATIO`` of the least seconds per image."""
-        return _smallest_that_pays({size: self.seconds(width, size) for size in self._sizes(width)})
+        """The largest measured batch size, up from 1, that saves enough per image over the one before."""
+        return _largest_that_pays({size: self.seconds(width, size) for size in self._sizes_by_queue[width]})
 
     def best_whole_batch(self, width: int) -> int:
         """The same for a trunk and the body at ``width`` behind it, run as one."""
-        sizes = sorted({*self._sizes(None), *self._sizes(width)})
-        return _smallest_that_pays({size: self.seconds(None, size) + self.seconds(width, size) for size in sizes})
+        sizes = sorted({*self._sizes_by_queue[None], *self._sizes_by_queue[width]})
+        return _largest_that_pays({size: self.seconds(None, size) + self.seconds(width, size) for size in sizes})
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -84,13 +87,6 @@ class LatencyTable:
     def image_seconds(self, width: int) -> float:
         """Seconds of one image alone: the trunk, then the body at ``width``."""
         return self.seconds_by_batch[None, 1] + self.seconds_by_batch[width, 1]
-
-    def _sizes(self, width: int | None) -> list[int]:
-        """The measured batch sizes of a queue, ascending."""
-        sizes = sorted(batch for key, batch in self.seconds_by_batch if key == width)
-        if not sizes:
-            raise KeyError(width)
-        return sizes
 
 
 MEMORY_BATCHES = 50.0
@@ -159,28 +155,47 @@ class _Correction:
 
 
 class LiveTimes:
-    """The table, corrected per queue by ``a n + b`` from the batches that ran. Not thread-safe."""
+    """The table, corrected per queue by ``a n + b`` from the batches that ran. Not thread-safe.
+
+    Plans ask far more often than batches end, so answers are kept until their queue learns or ages.
+    """
 
     def __init__(self, table: LatencyTable) -> None:
         self.table = table
         queues = {width for width, _ in table.seconds_by_batch}
         self._corrections = {queue: _Correction(float(table.best_batch(queue))) for queue in queues}
+        self._seconds: dict[int | None, dict[int, float]] = {queue: {} for queue in queues}
+        self._alone_s: dict[int | None, float] = {}
 
     def learn(self, width: int | None, images: int, seconds: float, now_s: float) -> None:
         """A batch of a queue has taken so long. Batches that failed are not to be told."""
         expected_s = self.table.seconds(width, images)
         seconds = min(max(seconds, LEAST_SHARE * expected_s), MOST_SHARE * expected_s)
         self._corrections[width].learn(images, seconds - expected_s, now_s)
+        self._forget(width)
 
     def age(self, now_s: float) -> None:
         """Let old batches fade; to be called now and then, also when nothing runs."""
-        for correction in self._corrections.values():
+        for queue, correction in self._corrections.items():
             correction.age(now_s)
+            self._forget(queue)
 
     def seconds(self, width: int | None, batch: int) -> float:
         """Of one batch of so many images, expected; never below ``LEAST_SHARE`` of the table's."""
-        measured_s = self.table.seconds(width, batch)
-        return max(measured_s + self._corrections[width].of(batch), LEAST_SHARE * measured_s)
+        known = self._seconds[width]
+        seconds = known.get(batch)
+        if seconds is None:
+            measured_s = self.table.seconds(width, batch)
+            seconds = max(measured_s + self._corrections[width].of(batch), LEAST_SHARE * measured_s)
+            known[batch] = seconds
+        return seconds
+
+    def alone_s(self, width: int) -> float:
+        """Seconds in which one image's body is as good as surely done: those expected, and their spread."""
+        alone_s = self._alone_s.get(width)
+        if alone_s is None:
+            alone_s = self._alone_s[width] = self.seconds(width, 1) + self.spread_s(width)
+        return alone_s
 
     def spread_s(self, width: int | None) -> float:
         """Root mean square of what recent batches were off."""
@@ -193,11 +208,18 @@ class LiveTimes:
         batches = [(width, self.table.best_batch(width)) for width in self.table.widths]
         return Costs(self.seconds(None, trunk) / trunk, tuple(self.seconds(w, n) / n for w, n in batches))
 
+    def _forget(self, queue: int | None) -> None:
+        self._seconds[queue].clear()
+        self._alone_s.pop(queue, None)
 
-def _smallest_that_pays(seconds_by_size: Mapping[int, float]) -> int:
-    per_image_s = {size: seconds / size for size, seconds in seconds_by_size.items()}
-    least_s = min(per_image_s.values())
-    return next(size for size, seconds in per_image_s.items() if seconds * PAYS_RATIO <= least_s)
+
+def _largest_that_pays(seconds_by_size: Mapping[int, float]) -> int:
+    best, *larger = sorted(seconds_by_size)
+    for size in larger:
+        if seconds_by_size[size] / size > PAYS_RATIO * seconds_by_size[best] / best:
+            break
+        best = size
+    return best
 
 
 def _queue(width: int | None) -> str:

@@ -13,6 +13,7 @@ Shapes: N images, G gate choices, P prices, L ladder length.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -50,11 +51,14 @@ class Policy(Protocol):
     name       as the setting spells it.
     asks_gate  images are looked at before their width is decided; a deadline may then lower it.
     is_priced  the scheduler works out the price of time for it; 0 is passed otherwise.
+    is_fair    a plan leaves the other workers their share of what waits; False where the policy was published with
+               a batch size of its own.
     """
 
     name: str
     asks_gate: bool
     is_priced: bool
+    is_fair: bool
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
         """For images that nothing is known of. None: run trunk and gate first.
@@ -77,7 +81,7 @@ class Policy(Protocol):
 
 def priced(urgency: int, price: int) -> int:
     """The price for an image of this urgency: none is asked without pressure, all pay at the top."""
-    if price in (0, TOP):
+    if urgency == MIDDLE_URGENCY or price in (0, TOP):
         return price
     return min(max(price + PRICES_PER_URGENCY * (urgency - MIDDLE_URGENCY), 1), TOP)
 
@@ -85,7 +89,7 @@ def priced(urgency: int, price: int) -> int:
 class Gate:
     """The gate's wish at the operating point, never moved by load."""
 
-    name, asks_gate, is_priced = "gate", True, False
+    name, asks_gate, is_priced, is_fair = "gate", True, False, True
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
         return None
@@ -106,7 +110,7 @@ class GateSlack:
     choices  ladder indices that the gate speaks of, ascending.
     """
 
-    name, asks_gate, is_priced = "gate_slack", True, True
+    name, asks_gate, is_priced, is_fair = "gate_slack", True, True, True
 
     def __init__(self, choices: Sequence[int], times: LiveTimes) -> None:
         self._choices = np.asarray(choices)
@@ -132,7 +136,7 @@ class GateSlack:
 class Blind:
     """What the policies have in common that never look at an image."""
 
-    asks_gate = is_priced = False
+    asks_gate = is_priced = is_fair = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -152,6 +156,8 @@ class Blind:
 
 class Fixed(Blind):
     """One width for everything."""
+
+    is_fair = True
 
     def __init__(self, width: int, times: LiveTimes) -> None:
         super().__init__(f"fixed:{width}")
@@ -216,11 +222,12 @@ class SlackFit(Blind):
             for batch, pair_s in enumerate(row, 1):
                 bucket = min(max(int((pair_s - low_s) / (high_s - low_s) * buckets), 0), buckets - 1)
                 best[bucket] = max(best.get(bucket, (0, 0, 0.0)), (batch, width, pair_s))
-        self._plans = [(pair_s, Plan(width, batch)) for _, (batch, width, pair_s) in sorted(best.items())]
+        kept = [best[bucket] for bucket in sorted(best)]
+        self._plans = [Plan(width, batch) for batch, width, _ in kept]
+        self._plan_s = [pair_s for _, _, pair_s in kept]  # ascending, as buckets are
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
-        fitting = [plan for pair_s, plan in self._plans if pair_s <= slack_s]
-        return fitting[-1] if fitting else self._plans[0][1]
+        return self._plans[max(bisect_right(self._plan_s, slack_s) - 1, 0)]
 
 
 def _whole_seconds(times: LiveTimes) -> list[list[float]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
 
@@ -26,6 +26,8 @@ from service.routing import route
 
 SCAN_IMAGES = 128
 """How far behind the first image others are looked for that may run with it."""
+URGENCIES = 8
+"""Of RFC 9218: 0 to 7."""
 RENEW_S = 0.25
 """How often plans follow what was learnt of the times."""
 HEADROOM = 0.25
@@ -47,53 +49,61 @@ class Selection:
 
 
 class _Queue:
-    """Entries in the order in which they are due; equal ones in the order of arrival."""
+    """Entries in the order in which they are due; equal ones in the order of arrival.
+
+    items  due_s, number of arrival, entry. Only read from outside: a list is asked faster than a method.
+    """
 
     def __init__(self, step: Step, arrivals: Iterator[int]) -> None:
         self.step, self._arrivals = step, arrivals
-        self._items: list[tuple[float, int, Entry]] = []
+        self.items: list[tuple[float, int, Entry]] = []
+        self._urgencies = [0] * URGENCIES  # how many entries of each
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def __iter__(self) -> Iterator[Entry]:
-        return (entry for _, _, entry in self._items)
+        return (entry for _, _, entry in self.items)
 
     @property
     def first(self) -> Entry:
-        return self._items[0][2]
+        return self.items[0][2]
 
-    @property
-    def order(self) -> tuple[float, int]:
-        """Of the first entry among those of other queues."""
-        return self._items[0][:2]
+    def has_less_urgent(self, urgency: int) -> bool:
+        return any(self._urgencies[urgency + 1 :])
 
     def push(self, entry: Entry) -> None:
-        insort(self._items, (entry.due_s, next(self._arrivals), entry))
+        self._urgencies[entry.urgency] += 1
+        insort(self.items, (entry.due_s, next(self._arrivals), entry))
 
     def pop(self) -> Entry:
-        return self._items.pop(0)[2]
+        entry = self.items.pop(0)[2]
+        self._urgencies[entry.urgency] -= 1
+        return entry
 
-    def remove(self, entries: Iterable[Entry]) -> None:
+    def remove(self, entries: Collection[Entry]) -> None:
+        if not entries:
+            return
         gone = set(map(id, entries))
-        self._items = [item for item in self._items if id(item[2]) not in gone]
+        self.items = [item for item in self.items if id(item[2]) not in gone]
+        self._urgencies = [0] * URGENCIES
+        for entry in self:
+            self._urgencies[entry.urgency] += 1
 
-    def take(self, limit: int, routed: Callable[[Entry], Route | None]) -> tuple[list[Entry], list[Route]]:
-        """Remove those of the first entries that somebody waits for and that have a route, ``limit`` at most."""
-        entries: list[Entry] = []
-        routes: list[Route] = []
-        indices = []
-        for index, (_, _, entry) in enumerate(islice(self._items, SCAN_IMAGES)):
-            found = None if entry.abandoned() else routed(entry)
-            if found is not None:
-                entries.append(entry)
-                routes.append(found)
-                indices.append(index)
-                if len(entries) == limit:
+    def take(self, limit: int, joins: Callable[[Entry], bool]) -> tuple[Entry, ...]:
+        """Remove those of the first entries that somebody waits for and that may join, ``limit`` at most."""
+        taken, left = [], []
+        for item in islice(self.items, SCAN_IMAGES):
+            entry = item[2]
+            if joins(entry) and not entry.abandoned():
+                self._urgencies[entry.urgency] -= 1
+                taken.append(entry)
+                if len(taken) == limit:
                     break
-        for index in reversed(indices):
-            del self._items[index]
-        return entries, routes
+            else:
+                left.append(item)
+        self.items[: len(taken) + len(left)] = left  # one move of all that are behind
+        return tuple(taken)
 
 
 class Scheduler:
@@ -104,7 +114,7 @@ class Scheduler:
     """
 
     def __init__(self, policy: Policy, times: LiveTimes, workers: int, headroom: float = HEADROOM) -> None:
-        self._policy, self._times = policy, times
+        self._policy, self._times, self._workers = policy, times, workers
         widths = len(times.table.widths)
         self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom)
         self._renewed_s = -math.inf
@@ -118,7 +128,7 @@ class Scheduler:
         self._busy_until_s: dict[int, float] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues))
+        return sum([len(queue.items) for queue in self._queues])
 
     def waiting(self) -> dict[int | None, int]:
         """Entries per width (the forced one, else the gate's wish), None for those that nothing is known of."""
@@ -158,14 +168,19 @@ class Scheduler:
     def next_batch(self, now_s: float) -> Selection:
         """Take the most urgent batch for a worker that is free, and drop what is of no use on the way."""
         selection = Selection()
+        waiting, due_first = 0, None
         for queue in self._queues:
-            while queue and self._sort_out(queue.first, now_s, selection):
+            while queue.items and self._sort_out(queue.first, now_s, selection):
                 self._backlog.remove(queue.pop().place)
-        queues = [queue for queue in self._queues if queue]
-        if not queues:
+            if queue.items:
+                waiting += len(queue.items)
+                if due_first is None or queue.items[0] < due_first.items[0]:
+                    due_first = queue
+        if due_first is None:
             return selection
         price = self._backlog.price(now_s, self._ends()) if self._policy.is_priced else 0
-        batch = self._form(min(queues, key=lambda queue: queue.order), now_s, price)
+        free = max(1, self._workers - len(self._busy_until_s))
+        batch = self._form(due_first, now_s, price, -(-waiting // free))
         self._busy_until_s[id(batch)] = now_s + self._batch_s(batch.step, batch.width, len(batch.entries))
         for entry in batch.entries:
             (self._backlog.begin if batch.step is Step.TRUNK else self._backlog.remove)(entry.place)
@@ -221,7 +236,8 @@ class Scheduler:
 
     def _less_urgent(self, urgency: int) -> list[Entry]:
         """What waits and is less urgent, the least urgent first, of those the one due last."""
-        rivals = [entry for queue in self._queues for entry in queue if entry.urgency > urgency]
+        queues = [queue for queue in self._queues if queue.has_less_urgent(urgency)]
+        rivals = [entry for queue in queues for entry in queue if entry.urgency > urgency]
         return sorted(rivals, key=lambda entry: (-entry.urgency, -entry.due_s))
 
     def _give_up(self, entry: Entry) -> None:
@@ -231,7 +247,7 @@ class Scheduler:
 
     def has_less_urgent(self, urgency: int) -> bool:
         """Whether ``shed`` would find an image."""
-        return any(entry.urgency > urgency for queue in self._queues for entry in queue)
+        return any(queue.has_less_urgent(urgency) for queue in self._queues)
 
     def clear(self) -> tuple[Entry, ...]:
         """Empty every queue and hand back what was waiting, for shutdown."""
@@ -240,45 +256,49 @@ class Scheduler:
             queue.remove(list(queue))
         return entries
 
-    def _form(self, queue: _Queue, now_s: float, price: int) -> Batch:
+    def _form(self, queue: _Queue, now_s: float, price: int, share: int) -> Batch:
+        """A batch that the first image of this queue leads. share: so many images leave no other free worker idle."""
         first = queue.first
-        if queue.step is Step.TRUNK:
-            plan = self._policy.before(first.due_s - now_s, len(queue), price)
-            if plan is None:
-                images = self._in_time(first, now_s, Step.TRUNK, None, self._trunk_images)
-                return Batch(Step.TRUNK, None, tuple(queue.take(images, lambda _: _UNROUTED)[0]))
-            return self._dense(queue, Step.WHOLE, plan.images, lambda entry: self._unasked(entry, plan.width))
+        if queue.step is Step.BODY:
+            return self._form_body(queue, now_s, price, share)
         if queue.step is Step.WHOLE:
             assert first.window.forced is not None, "only forced images wait here: this is a bug"
-            images = self._in_time(
-                first, now_s, Step.WHOLE, first.window.forced, self._whole_images[first.window.forced]
-            )
-            return self._dense(queue, Step.WHOLE, images, lambda entry: self._unasked(entry, 0))
-        width = self._asked(first, now_s, price).width
-        images = self._in_time(first, now_s, Step.BODY, width, self._body_images[width])
-        return self._dense(queue, Step.BODY, images, lambda entry: self._asked(entry, now_s, price))
+            limit = min(self._whole_images[first.window.forced], share)
+            return self._form_whole(queue, 0, self._in_time(queue, now_s, first.window.forced, limit))
+        plan = self._policy.before(first.due_s - now_s, len(queue), price)
+        if plan is None:
+            images = self._in_time(queue, now_s, None, min(self._trunk_images, share))
+            return Batch(Step.TRUNK, None, queue.take(images, lambda _: True))
+        return self._form_whole(queue, plan.width, min(plan.images, share) if self._policy.is_fair else plan.images)
 
-    def _dense(self, queue: _Queue, step: Step, images: int, routed: Callable[[Entry], Route]) -> Batch:
-        """The first entry, and up to ``images`` in all that are routed to its width."""
+    def _form_body(self, queue: _Queue, now_s: float, price: int, share: int) -> Batch:
+        """The first entry, and those that are served at the same width now."""
+        after, alone_s = self._policy.after, self._times.alone_s
+
+        def routed(entry: Entry) -> Route:
+            assert entry.look is not None, "only images that were seen wait here: this is a bug"
+            proposal, left_s = after(entry.look, entry.urgency, price), entry.deadline_s - now_s
+            return route(entry.window, entry.look.wish, proposal, lambda width: alone_s(width) <= left_s)
+
+        def joins(entry: Entry) -> bool:
+            assert entry.look is not None, "only images that were seen wait here: this is a bug"
+            most, least = _clamped(after(entry.look, entry.urgency, price), entry.window), entry.window.lo
+            if most < width:
+                return False  # only a deadline moves it from here, and only down
+            if most == least or alone_s(most) <= entry.deadline_s - now_s:
+                return most == width  # as ``route`` says in a multiple of the time
+            return routed(entry).width == width
+
         width = routed(queue.first).width
+        images = self._in_time(queue, now_s, width, min(self._body_images[width], share))
+        entries = queue.take(images, joins)
+        return Batch(Step.BODY, width, entries, tuple(map(routed, entries)))
 
-        def same(entry: Entry) -> Route | None:
-            found = routed(entry)
-            return found if found.width == width else None
-
-        entries, routes = queue.take(images, same)
-        return Batch(step, width, tuple(entries), tuple(routes))
-
-    def _asked(self, entry: Entry, now_s: float, price: int) -> Route:
-        """The width of an image that the gate has seen."""
-        assert entry.look is not None, "only images that were seen wait here: this is a bug"
-        proposal = self._policy.after(entry.look, entry.urgency, price)
-        left_s = entry.deadline_s - now_s
-
-        def fits(width: int) -> bool:
-            return self._times.seconds(width, 1) + self._times.spread_s(width) <= left_s
-
-        return route(entry.window, entry.look.wish, proposal, fits)
+    def _form_whole(self, queue: _Queue, proposal: int, images: int) -> Batch:
+        """The first entry, and up to ``images`` in all that the proposal comes to the same width for."""
+        width = self._unasked(queue.first, proposal).width
+        entries = queue.take(images, lambda entry: _clamped(proposal, entry.window) == width)
+        return Batch(Step.WHOLE, width, entries, tuple(self._unasked(entry, proposal) for entry in entries))
 
     def _unasked(self, entry: Entry, width: int) -> Route:
         """The width of an image that nothing is known of. Where the gate would be asked but for load, load is why."""
@@ -287,12 +307,19 @@ class Scheduler:
             return Route(found.width, Reason.LOAD, None)
         return found
 
-    def _in_time(self, first: Entry, now_s: float, step: Step, width: int | None, limit: int) -> int:
-        """How many images may run together so that the first is not late because of the others; at least 1."""
+    def _in_time(self, queue: _Queue, now_s: float, width: int | None, limit: int) -> int:
+        """How many images may run together so that the first is not late because of the others; at least 1.
+
+        width  of the body; None: of a trunk, and time is left for the first image's narrowest body behind it.
+        """
+        first = queue.first
+        limit = min(limit, len(queue))
+        if first.deadline_s == math.inf:
+            return limit
         left_s = first.deadline_s - now_s
-        if step is Step.TRUNK:
+        if queue.step is Step.TRUNK:
             left_s -= self._times.seconds(_least(first.window), 1)
-        return next((n for n in range(limit, 1, -1) if self._batch_s(step, width, n) <= left_s), 1)
+        return next((n for n in range(limit, 1, -1) if self._batch_s(queue.step, width, n) <= left_s), 1)
 
     def _batch_s(self, step: Step, width: int | None, images: int) -> float:
         trunk_s = 0.0 if step is Step.BODY else self._times.seconds(None, images)
@@ -308,7 +335,7 @@ class Scheduler:
 
     def _sort_out(self, entry: Entry, now_s: float, selection: Selection) -> bool:
         """Put an entry that is of no use on its list and say so; any other is left alone."""
-        if now_s + self._least_s(entry) > entry.deadline_s:
+        if entry.deadline_s < math.inf and now_s + self._least_s(entry) > entry.deadline_s:
             selection.expired.append(entry)
         elif entry.abandoned():
             selection.cancelled.append(entry)
@@ -317,7 +344,13 @@ class Scheduler:
         return True
 
 
-_UNROUTED = Route(0, Reason.POLICY, None)
+def _clamped(proposal: int, window: Window) -> int:
+    """The width next to a proposal that a request allows."""
+    if window.forced is not None:
+        return window.forced
+    if proposal < window.lo:
+        return window.lo
+    return window.hi if proposal > window.hi else proposal
 
 
 def _least(window: Window) -> int:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import service.backlog
 from service.backlog import Backlog
 from service.latency import Costs
 from service.request import Window
@@ -47,6 +48,56 @@ def test_the_price_is_the_lowest_at_which_everybody_is_in_time(images, workers, 
     for due_s, widths in images:
         b.see(b.add(due_s, False, WINDOW), widths)
     assert b.price(0.0, busy_s) == brute_force(images, 0.0, workers, busy_s)
+
+
+mixed_images = st.lists(
+    st.tuples(
+        st.floats(0, 60),
+        st.booleans(),  # promised to be in time
+        st.sampled_from([Window(0, 2), Window(0, 1), Window(1, 2), Window(1, 1, 1)]),
+        st.one_of(st.none(), st.lists(st.integers(0, 2), min_size=PRICES, max_size=PRICES)),  # None: not seen yet
+        st.booleans(),  # its trunk runs
+        st.booleans(),  # it has gone again
+    ),
+    max_size=30,
+)
+
+
+@given(
+    mixed_images,
+    st.integers(1, 4),
+    st.lists(st.floats(-9, 30), max_size=4),
+    st.sampled_from([0.05, 0.25, 1.0, 8.0]),
+    st.floats(0, 1e6),
+)
+def test_a_few_images_are_planned_as_many_would_be(images, workers, busy_s, headroom, now_s):
+    b = backlog(workers, headroom)
+    for due_s, is_hard, window, widths, is_running, is_gone in images:
+        slot = b.add(now_s + due_s, is_hard, window)
+        if widths is not None:
+            b.see(slot, sorted(widths, reverse=True))
+        elif is_running:
+            b.begin(slot)
+        if is_gone:
+            b.remove(slot)
+    plans = []
+    for few_images in (0, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.backlog, "FEW_IMAGES", few_images)
+            plans.append(b._make_plan(now_s, [now_s + busy for busy in busy_s[:workers]]))
+    many, few = plans
+    assert (few.price, few.is_calm, few.free_s) == (many.price, many.is_calm, many.free_s)
+    for few_N, many_N in ((few.due_s, many.due_s), (few.used_s, many.used_s), (few.room_s, many.room_s)):
+        assert list(few_N) == list(many_N)
+
+
+@pytest.mark.parametrize("count", [2, 5, 70])
+def test_equal_due_times_are_planned_in_the_order_of_arrival(count):
+    b = backlog()
+    slots = [b.add(1000.0, True, WINDOW) for _ in range(count)]
+    b.remove(slots.pop(0))
+    slots.append(b.add(1000.0, True, WINDOW))  # in the slot that was left
+    assert list(b._slots) == slots
 
 
 def test_headroom_is_kept_back():

@@ -109,6 +109,17 @@ def test_a_slower_machine_is_learnt_per_queue_with_its_slope():
     assert times.spread_s(0) < 0.3
 
 
+def test_what_was_said_is_forgotten_when_the_queue_learns():
+    times = live()
+    before = times.seconds(0, 3), times.alone_s(0), times.seconds(None, 1)
+    times.learn(0, 4, 9.0, 0.0)
+    assert times.seconds(0, 3) > before[0]
+    assert times.alone_s(0) == times.seconds(0, 1) + times.spread_s(0) > before[1]
+    assert times.seconds(None, 1) == before[2]
+    with pytest.raises(KeyError):
+        times.seconds(7, 1)
+
+
 def test_one_batch_that_the_machine_stopped_for_an_hour_is_not_believed():
     times = live()
     times.learn(None, 1, 3600.0, 0.0)

@@ -96,6 +96,11 @@ def test_slackfit_takes_a_batch_that_fits_unless_none_does(slack_s, waiting):
     assert took_s <= slack_s or plan == SlackFit(LIVE, 8).before(0.0, waiting, 0)
 
 
+def test_only_batch_sizes_that_were_published_take_from_other_workers():
+    names = ("gate", "gate_slack", "fixed:1", "slackfit", "maxbatch", "maxacc")
+    assert [policy_named(name, (0, 1, 2), LIVE).is_fair for name in names] == [True] * 3 + [False] * 3
+
+
 def test_slackfit_takes_the_largest_batch_of_a_bucket():
     policy = SlackFit(LIVE, 1)
     assert policy.before(1e9, 99, 0) == Plan(2, MAX_BATCH)

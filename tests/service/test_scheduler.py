@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scheduling import WIDTHS, Caller, look, push, times
 
-from service.policies import Fixed, Gate, GateSlack, Plan
+from service.policies import TOP, Fixed, Gate, GateSlack, MaxAcc, MaxBatch, Plan, SlackFit
 from service.request import Reason, Step, Window
+from service.routing import route
 from service.scheduler import Scheduler
 
 
@@ -73,6 +74,43 @@ def test_others_do_not_join_where_they_would_make_the_first_late():
     push(s, deadline_s=4.5, look=look(2))
     push(s, deadline_s=9.0, look=look(2))
     assert len(s.next_batch(0.0).batch.entries) == 1  # two would take 7.6 s
+
+
+@pytest.mark.parametrize(("workers", "waiting", "images"), [(1, 3, 3), (2, 3, 2), (3, 3, 1), (2, 7, 4), (2, 20, 8)])
+@pytest.mark.parametrize(
+    "fields", [{}, {"look": look(1)}, {"window": Window(1, 1, 1)}], ids=["trunk", "body", "whole network"]
+)
+def test_a_batch_leaves_the_other_workers_their_share(workers, waiting, images, fields):
+    s = scheduler(workers=workers, batch=8)
+    for _ in range(waiting):
+        push(s, **fields)
+    assert len(s.next_batch(0.0).batch.entries) == images
+
+
+def test_the_last_free_worker_takes_all_that_pays():
+    s = scheduler(workers=2, batch=8)
+    push(s)
+    s.next_batch(0.0)
+    for _ in range(7):
+        push(s)
+    assert len(s.next_batch(0.0).batch.entries) == 7
+
+
+def test_what_waits_for_another_step_counts_for_the_share():
+    s = scheduler(workers=2, batch=8)
+    for fields in ({"due_s": 1.0, "look": look(1)}, {"due_s": 2.0, "look": look(1)}, {}, {}):
+        push(s, **fields)
+    assert len(s.next_batch(0.0).batch.entries) == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "images"), [(lambda live: Fixed(0, live), 2), (MaxAcc, 4), (MaxBatch, 4), (SlackFit, 4)]
+)
+def test_batch_sizes_that_were_published_stay_as_they_are(policy, images):
+    s = scheduler(policy, workers=2, batch=8)
+    for _ in range(4):
+        push(s, due_s=1e9)
+    assert len(s.next_batch(0.0).batch.entries) == images
 
 
 def test_a_policy_that_never_asks_runs_whole_networks_within_the_window_of_each_image():
@@ -169,6 +207,17 @@ def test_the_least_urgent_image_that_is_due_last_is_given_up():
     assert len(s) == 1
 
 
+def test_only_what_waits_can_be_given_up():
+    s, gone = scheduler(batch=1), Caller()
+    push(s, due_s=1.0, urgency=7)
+    push(s, due_s=2.0, urgency=6, caller=gone)
+    assert s.next_batch(0.0).batch is not None
+    assert s.has_less_urgent(5)
+    gone.gone = True
+    s.prune(0.0)
+    assert not s.has_less_urgent(0)
+
+
 def test_no_image_is_promised_what_cannot_be_kept():
     s, whole = scheduler(workers=2), Window(0, 2)
     for _ in range(4):  # 1.9 s each at the narrowest, on 2 workers
@@ -218,7 +267,7 @@ def test_clear_hands_everything_back():
 class Whim:
     """Anything a policy may say, drawn from a list."""
 
-    name, asks_gate, is_priced = "whim", True, True
+    name, asks_gate, is_priced, is_fair = "whim", True, True, True
 
     def __init__(self, draws):
         self._draws, self._at = draws, 0
@@ -301,7 +350,47 @@ def test_nothing_is_lost_nothing_served_twice_and_batches_are_dense(events, whim
     while take():
         pass
     assert len(s) == 0
+    assert not s.has_less_urgent(-1)
     assert sorted(map(id, [*served, *dropped])) == sorted(map(id, pushed))
+
+
+bodies = st.tuples(
+    st.sampled_from([look(0), look(1), look(2), look(2, (2, 1)), look(2, (2, 0))]),
+    st.sampled_from([Window(0, 2), Window(0, 1), Window(1, 2), Window(1, 1), Window(2, 2)]),
+    st.one_of(st.just(math.inf), st.floats(0, 12)),  # deadline
+    st.integers(0, 7),
+)
+
+
+@given(st.lists(bodies, min_size=1, max_size=20), st.sampled_from([0, 1, 9, TOP]), st.floats(0, 9))
+def test_who_joins_a_body_is_who_would_be_routed_to_its_width(images, price, now_s):
+    s = scheduler(slack, batch=64)
+    s._times.learn(1, 1, 3.0, 0.0)  # a spread
+    s._backlog.price = lambda *_: price
+    entries = [
+        push(s, look=seen, window=window, deadline_s=deadline_s, urgency=urgency)
+        for seen, window, deadline_s, urgency in images
+    ]
+    selection = s.next_batch(now_s)
+    batch = selection.batch
+    if batch is None:
+        return
+    entries = [entry for entry in entries if entry not in selection.expired]
+    first, joined = batch.entries[0], set(map(id, batch.entries))
+    for entry in entries:
+        if entry.deadline_s >= first.deadline_s and id(entry) in joined:
+            assert route_of(s, entry, now_s, price).width == batch.width
+    if first.deadline_s == math.inf:  # nobody can make it late
+        assert {id(e) for e in entries if route_of(s, e, now_s, price).width == batch.width} == joined
+
+
+def route_of(s, entry, now_s, price):
+    """As docs/scheduling.md has it, without a short cut."""
+
+    def fits(width):
+        return now_s + s._times.seconds(width, 1) + s._times.spread_s(width) <= entry.deadline_s
+
+    return route(entry.window, entry.look.wish, s._policy.after(entry.look, entry.urgency, price), fits)
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=40))
