@@ -19,6 +19,10 @@ from pydantic import ConfigDict
 F32 = NDArray[np.float32]
 
 
+ROUNDING = 1e-6
+"""Of sums of probabilities in float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class GateCalibration:
     """Log-odds that each slice is right: ``weight @ gate_logits + bias``.
@@ -92,6 +96,24 @@ class GateDecision:
         """Ladder index [N] that the gate wishes for each image; ties go to the narrower."""
         widths_N: NDArray[np.int64] = np.asarray(self.choices)[self.utility(gate_logits_NG).argmax(1)]
         return widths_N
+
+    def best(self, gate_logits_NG: F32) -> NDArray[np.int64]:
+        """The widest ladder index [N] among the choices up to which P(right) does not fall from the wish on.
+
+        Wider than the wish where an image would gain and the operating point asks too much for it.
+        """
+        return self.best_of(self.utility(gate_logits_NG))
+
+    def best_of(self, utility_NG: F32) -> NDArray[np.int64]:
+        """The same from what ``utility`` gave. Without a calibration nothing is known beyond the wish."""
+        wish_N = utility_NG.argmax(1)
+        if self.calibration is None:
+            return np.asarray(self.choices)[wish_N]
+        p_NG = utility_NG + self._penalty_G
+        goes_on_NG = np.diff(p_NG, axis=1, prepend=p_NG[:, :1]) >= -ROUNDING
+        goes_on_NG |= np.arange(len(self.choices)) <= wish_N[:, None]
+        best_N: NDArray[np.int64] = np.asarray(self.choices)[np.logical_and.accumulate(goes_on_NG, axis=1).sum(1) - 1]
+        return best_N
 
 
 def shares(widths: NDArray[np.int64], choices: Sequence[int]) -> tuple[float, ...]:

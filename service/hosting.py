@@ -202,6 +202,7 @@ def looks_of(policy: Policy, decision: GateDecision) -> Looks:
     """What the policy remembers of images, from the gate's logits."""
 
     def looks(gate_logits_NG: F32) -> list[Look]:
-        return policy.looks(decision.worth(gate_logits_NG), decision.widths(gate_logits_NG))
+        worth_NG, wish_N = decision.worth(gate_logits_NG), decision.widths(gate_logits_NG)
+        return policy.looks(worth_NG, wish_N, decision.best(gate_logits_NG))
 
     return looks

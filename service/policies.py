@@ -69,10 +69,11 @@ class Policy(Protocol):
     def after(self, look: Look, urgency: int, price: int) -> int:
         """The width of an image that the gate has seen."""
 
-    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64]) -> list[Look]:
+    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64], best_N: NDArray[np.int64]) -> list[Look]:
         """What to remember of images that the gate has just seen; called on worker threads.
 
         utility_NG  probability of being right at each choice, less what the operating point asks for its cost.
+        best_N      the widest ladder index up to which that probability, cost apart, does not fall from the wish on.
         """
 
     def renew(self, times: LiveTimes) -> None:
@@ -97,8 +98,8 @@ class Gate:
     def after(self, look: Look, urgency: int, price: int) -> int:
         return look.wish
 
-    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64]) -> list[Look]:
-        return [Look(wish, (0,) * len(PRICES)) for wish in wish_N.tolist()]
+    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64], best_N: NDArray[np.int64]) -> list[Look]:
+        return [Look(wish, (0,) * len(PRICES), wish) for wish in wish_N.tolist()]
 
     def renew(self, times: LiveTimes) -> None:
         """Nothing depends on them."""
@@ -127,10 +128,11 @@ class GateSlack:
     def after(self, look: Look, urgency: int, price: int) -> int:
         return look.widths[priced(urgency, price)]
 
-    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64]) -> list[Look]:
+    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64], best_N: NDArray[np.int64]) -> list[Look]:
         widths_NP = self._choices[(utility_NG[:, None, :] - self._price_PG).argmax(2)]
         widths_NP = np.minimum(widths_NP, wish_N[:, None])  # pressure never widens
-        return [Look(wish, (*widths, 0)) for wish, widths in zip(wish_N.tolist(), widths_NP.tolist(), strict=True)]
+        seen = zip(wish_N.tolist(), widths_NP.tolist(), best_N.tolist(), strict=True)
+        return [Look(wish, (*widths, 0), best) for wish, widths, best in seen]
 
 
 class Blind:
@@ -147,7 +149,7 @@ class Blind:
     def after(self, look: Look, urgency: int, price: int) -> int:
         raise AssertionError(f"policy {self.name} never asks the gate: this is a bug")
 
-    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64]) -> list[Look]:
+    def looks(self, utility_NG: F32, wish_N: NDArray[np.int64], best_N: NDArray[np.int64]) -> list[Look]:
         raise AssertionError(f"policy {self.name} never asks the gate: this is a bug")
 
     def renew(self, times: LiveTimes) -> None:

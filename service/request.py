@@ -98,10 +98,13 @@ class Look:
 
     wish    ladder index at the operating point.
     widths  ladder index at every price of time, for policies that have prices; never wider than the wish.
+    best    up to this ladder index the probability of being right does not fall from the wish on; the wish itself
+            where the policy never widens.
     """
 
     wish: int
     widths: tuple[int, ...]
+    best: int = 0
 
 
 class Promise(Protocol):

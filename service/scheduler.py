@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 
@@ -292,7 +292,23 @@ class Scheduler:
         width = routed(queue.first).width
         images = self._in_time(queue, now_s, width, min(self._body_images[width], share))
         entries = queue.take(images, joins)
+        wider = self._wider(width, entries) if price == 0 and self._policy.is_priced else width
+        if wider > width:
+            routes = (Route(wider, Reason.WIDENED, entry.look.wish) for entry in entries if entry.look)
+            return Batch(Step.BODY, wider, entries, tuple(routes))
         return Batch(Step.BODY, width, entries, tuple(map(routed, entries)))
+
+    def _wider(self, width: int, entries: Sequence[Entry]) -> int:
+        """Where none of these images is likelier to be wrong, if that takes no longer; else the width as it is.
+
+        It stays unless the gate wished it for all of them and their budgets allow the other.
+        """
+        looks = [entry.look for entry in entries if entry.look is not None]
+        best = min(look.best for look in looks)
+        if best <= width or any(look.wish != width for look in looks) or any(best > e.window.hi for e in entries):
+            return width
+        images = len(entries)
+        return best if self._times.seconds(best, images) <= self._times.seconds(width, images) else width
 
     def _form_whole(self, queue: _Queue, proposal: int, images: int) -> Batch:
         """The first entry, and up to ``images`` in all that the proposal comes to the same width for."""

@@ -34,10 +34,10 @@ class Caller:
         return self.gone
 
 
-def look(wish, widths=None):
+def look(wish, widths=None, best=None):
     """The gate's wish, kept at every price but the top one, or these widths: at no price, and at all others."""
     free, pressed = widths or (wish, wish)
-    return Look(wish, (free, *(pressed,) * (TOP - 1), 0))
+    return Look(wish, (free, *(pressed,) * (TOP - 1), 0), wish if best is None else best)
 
 
 def push(scheduler: Scheduler, now_s=0.0, **fields) -> Entry:

@@ -14,6 +14,7 @@ import pytest
 from models.cli import COMMANDS
 from service.api.problems import TABLE
 from service.app import create_app, load_checkpoints
+from service.engine_study import EngineSettings
 from service.profiler import ProfileSettings
 from service.request import Reason
 from service.settings import ZOO, Settings
@@ -99,7 +100,13 @@ def operation(openapi: dict[str, Any]) -> Callable[[Curl], dict[str, Any] | None
     return find
 
 
-SETTINGS = {"serve": Settings, "check": Settings, "profile": ProfileSettings, "simulate": SimulateSettings}
+SETTINGS = {
+    "serve": Settings,
+    "check": Settings,
+    "profile": ProfileSettings,
+    "simulate": SimulateSettings,
+    "engine": EngineSettings,
+}
 
 
 def test_the_two_commands_are_make_targets() -> None:

@@ -66,9 +66,12 @@ class Harness:
         self.engine = engine
         policy = Gate()
         self.scheduler = Scheduler(policy, LiveTimes(table(limit)), engine.workers)
-        self.batcher = Batcher(
-            engine, self.scheduler, lambda logits_NG: policy.looks(logits_NG, wish(logits_NG)), model, capacity
-        )
+
+        def looks(logits_NG):
+            wish_N = wish(logits_NG)
+            return policy.looks(logits_NG, wish_N, wish_N)
+
+        self.batcher = Batcher(engine, self.scheduler, looks, model, capacity)
 
     def submit(self, value, *, forced=None, deadline_s=math.inf):
         now_s, window = time.monotonic(), Window(0, 1, forced)

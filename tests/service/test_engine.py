@@ -12,6 +12,7 @@ from models.checkpoint import load, resolve
 from models.export import to_onnx
 from models.transform import load_image, load_pixels, normalise
 from service.engine.base import TrunkResult
+from service.engine.blocked import pad_hidden
 from service.engine.graphs import SessionFactory
 from service.engine.measure import LARGEST_BATCH, Work, measure
 from service.engine.onnx import OnnxEngine
@@ -227,10 +228,10 @@ def test_a_folder_that_cannot_be_written_costs_only_time(net, tmp_path):
 class Excited(nn.Module):
     """Two convolutions around a squeeze-excite on ``channels`` channels."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, hidden=16):
         super().__init__()
         self.first, self.last = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 32, 1)
-        self.squeeze, self.excite = nn.Conv2d(channels, 16, 1), nn.Conv2d(16, channels, 1)
+        self.squeeze, self.excite = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x):
         x = self.first(x).relu()
@@ -239,9 +240,10 @@ class Excited(nn.Module):
 
 
 @pytest.mark.parametrize(("channels", "size"), [(32, 14), (48, 7), (16, 5), (24, 6), (12, 8)])
-def test_multiplications_stay_blocked_and_compute_the_same(tmp_path, channels, size):
+@pytest.mark.parametrize("hidden", [16, 10])
+def test_multiplications_stay_blocked_and_compute_the_same(tmp_path, channels, size, hidden):
     torch.manual_seed(channels)
-    net = Excited(channels).eval()
+    net = Excited(channels, hidden).eval()
     graph = to_onnx(net, (torch.zeros(2, 3, size, size),), ["x"], ["y"])
     factory = SessionFactory(tmp_path, "digest")
     sessions = [factory.session("all", lambda: graph), factory.session("all", None)]
@@ -255,6 +257,22 @@ def test_multiplications_stay_blocked_and_compute_the_same(tmp_path, channels, s
     operators = [node.op_type for node in onnx.load(str(file)).graph.node]
     if "ReorderInput" in operators or "ReorderOutput" in operators:  # a processor with a blocked layout
         assert operators.count("Tile") >= (channels % 16 == 0)  # blocks are 16 channels, or 8
+
+
+def test_hidden_channels_are_filled_up_where_nobody_else_sees_them():
+    graph = onnx.load_from_string(to_onnx(Excited(24, hidden=10).eval(), (torch.zeros(2, 3, 6, 6),), ["x"], ["y"]))
+    sizes = [tuple(tensor.dims) for tensor in pad_hidden(graph, 16).graph.initializer]
+    assert (16, 24, 1, 1) in sizes
+    assert (24, 16, 1, 1) in sizes
+    assert (32, 24, 1, 1) in sizes  # no squeeze-excite: left alone
+    graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(hidden_of(graph)))
+    assert pad_hidden(graph, 16) == graph
+
+
+def hidden_of(graph):
+    """The name of the squeeze-excite's hidden vector."""
+    expand = next(node for node in graph.graph.node if node.op_type == "Sigmoid").input[0]
+    return next(node for node in graph.graph.node if node.output[0] == expand).input[0]
 
 
 def test_a_layout_that_is_guessed_wrong_is_not_used(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ LIVE = times(batch=16)
 
 def test_gate_keeps_the_wish_whatever_the_price():
     policy = Gate()
-    (seen,) = policy.looks(np.zeros((1, 3), np.float32), np.array([2]))
+    (seen,) = policy.looks(np.zeros((1, 3), np.float32), np.array([2]), np.array([2]))
     assert [policy.after(seen, 3, price) for price in (0, TOP)] == [2, 2]
     assert policy.before(1.0, 9, TOP) is None
 
@@ -38,7 +38,7 @@ worths = st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3)
 def test_a_higher_price_never_widens_and_no_price_is_the_wish(worth):
     policy = GateSlack((0, 1, 2), times())
     worth_NG = np.array([worth], np.float32)
-    (seen,) = policy.looks(worth_NG, worth_NG.argmax(1))
+    (seen,) = policy.looks(worth_NG, worth_NG.argmax(1), worth_NG.argmax(1))
     assert len(seen.widths) == len(PRICES)
     assert list(seen.widths) == sorted(seen.widths, reverse=True)
     assert seen.widths[0] == seen.wish == worth_NG.argmax()
@@ -48,14 +48,14 @@ def test_a_higher_price_never_widens_and_no_price_is_the_wish(worth):
 def test_at_a_price_each_image_takes_what_is_worth_most_to_it():
     policy = GateSlack((0, 1, 2), times())  # bodies of 1, 2 and 4 s: a quarter, a half and the whole price
     easy, hard = [0.90, 0.91, 0.92], [0.50, 0.60, 0.90]
-    seen = policy.looks(np.array([easy, hard], np.float32), np.array([2, 2]))
+    seen = policy.looks(np.array([easy, hard], np.float32), np.array([2, 2]), np.array([2, 2]))
     at = next(i for i, price in enumerate(PRICES) if price > 0.1)
     assert [policy.after(s, 3, at) for s in seen] == [0, 2]
 
 
 def test_choices_are_ladder_indices():
     policy = GateSlack((0, 2), times())
-    (seen,) = policy.looks(np.array([[0.1, 0.9]], np.float32), np.array([2]))
+    (seen,) = policy.looks(np.array([[0.1, 0.9]], np.float32), np.array([2]), np.array([2]))
     assert set(seen.widths) == {2, 0}
 
 

@@ -96,6 +96,36 @@ def test_the_last_free_worker_takes_all_that_pays():
     assert len(s.next_batch(0.0).batch.entries) == 7
 
 
+FLAT = (1.0, 1.0, 4.0)  # the second width takes no longer than the first
+
+
+@pytest.mark.parametrize(
+    ("bodies_s", "first", "second", "width"),
+    [
+        (FLAT, {"look": look(0, best=1)}, {"look": look(0, best=2)}, 1),
+        (FLAT, {"look": look(0, best=1)}, {"look": look(0)}, 0),  # the second would not gain
+        (FLAT, {"look": look(0, best=1)}, {"look": look(0, best=1), "window": Window(0, 0)}, 0),  # nor may the second
+        ((1.0, 1.1, 4.0), {"look": look(0, best=1)}, {"look": look(0, best=1)}, 0),  # it is not free
+        (FLAT, {"look": look(0, best=2)}, {"look": look(0, best=2)}, 0),  # nor is this
+    ],
+)
+def test_a_batch_is_widened_where_that_is_free(bodies_s, first, second, width):
+    s = scheduler(slack, bodies_s=bodies_s)
+    push(s, **first)
+    push(s, **second)
+    batch = s.next_batch(0.0).batch
+    assert (batch.width, len(batch.entries)) == (width, 2)
+    assert {r.reason for r in batch.routes} == {Reason.WIDENED if width else Reason.GATE}
+    assert {(r.width, r.gate_width) for r in batch.routes} == {(width, 0)}
+
+
+def test_nothing_is_widened_under_pressure():
+    s = scheduler(slack, bodies_s=FLAT)
+    for _ in range(6):
+        push(s, due_s=4.0, look=look(0, best=1))
+    assert s.next_batch(0.0).batch.width == 0
+
+
 def test_what_waits_for_another_step_counts_for_the_share():
     s = scheduler(workers=2, batch=8)
     for fields in ({"due_s": 1.0, "look": look(1)}, {"due_s": 2.0, "look": look(1)}, {}, {}):
