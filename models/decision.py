@@ -108,7 +108,8 @@ class GateDecision:
         """The same from what ``utility`` gave. Without a calibration nothing is known beyond the wish."""
         wish_N = utility_NG.argmax(1)
         if self.calibration is None:
-            return np.asarray(self.choices)[wish_N]
+            widths_N: NDArray[np.int64] = np.asarray(self.choices)[wish_N]
+            return widths_N
         p_NG = utility_NG + self._penalty_G
         goes_on_NG = np.diff(p_NG, axis=1, prepend=p_NG[:, :1]) >= -ROUNDING
         goes_on_NG |= np.arange(len(self.choices)) <= wish_N[:, None]
