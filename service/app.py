@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from models.checkpoint import Checkpoint, load, resolve
-from service.api import classify, openapi, ops
+from service.api import classify, open_inference, open_inference_control, openapi, ops
 from service.api.middleware import LastWord, RequestEnvelope
 from service.api.problems import Problems
 from service.api.state import ServiceState
@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 EXPOSED_HEADERS = [
     "Slice-Width", "Slice-Gate-Width", "Slice-Reason", "Compute-MAdds", "Server-Timing", "X-Request-ID", "Retry-After",
+    "Inference-Header-Content-Length",
 ]  # fmt: skip
 DRAIN_POLL_S = 0.02
 
@@ -66,6 +67,7 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
             await wait_until_idle(state, settings.drain_limit_s)
             await refuse_the_rest(state)
             decoder.close()
+            state.parser.shutdown(wait=False)
 
     app = FastAPI(
         title="Slicewise",
@@ -82,6 +84,8 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
     openapi.install(app)
     app.include_router(classify.router)
     app.include_router(ops.router)
+    app.include_router(open_inference.router)
+    app.include_router(open_inference_control.router)
     app.add_middleware(LastWord, telemetry=telemetry)
     if settings.cors_origins:
         app.add_middleware(
@@ -128,4 +132,5 @@ async def wait_until_idle(state: ServiceState, limit_s: float) -> None:
 
 async def refuse_the_rest(state: ServiceState) -> None:
     """Answer what is still waiting with 503, and what a worker does not finish with 500. May be repeated."""
-    await asyncio.gather(*(model.batcher.close(0) for model in state.models.values()))
+    models = (*state.models.values(), *state.retiring)
+    await asyncio.gather(*(model.batcher.close(0) for model in models))

@@ -3,11 +3,13 @@
 SlicewiseError
 ├── BadRequestError             malformed header, query, JSON; unknown slice index
 ├── BadImageError               the image does not decode
+├── ForbiddenError              not for this caller, or switched off
 ├── NotFoundError               unknown model, version or path
 ├── RequestTimeoutError         the request's bytes did not arrive in time
 ├── TooLargeError               body, pixels or number of images over the limit
 ├── UnsupportedMediaTypeError   not an image
 ├── InfeasibleBudgetError       no slice satisfies the budgets; carries the nearest feasible point
+├── NotBuiltError               an extension of the protocol that this service does not have
 ├── BackendError                the model failed on this batch
 ├── OverloadError               try again later; carries retry_after_s
 │   ├── QueueFullError
@@ -31,6 +33,10 @@ class BadRequestError(SlicewiseError):
 
 class BadImageError(SlicewiseError):
     """The bytes do not decode to an image."""
+
+
+class ForbiddenError(SlicewiseError):
+    """Not for this caller, or switched off."""
 
 
 class NotFoundError(SlicewiseError):
@@ -59,6 +65,10 @@ class InfeasibleBudgetError(SlicewiseError):
     def __init__(self, message: str, feasible: dict[str, float | int | None]) -> None:
         super().__init__(message)
         self.feasible = feasible
+
+
+class NotBuiltError(SlicewiseError):
+    """An extension of the protocol that this service does not have."""
 
 
 class BackendError(SlicewiseError):

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.batcher import Order, Outcome
+from service.engine.base import Image
 from service.errors import (
     BackendError,
     BadRequestError,
@@ -31,9 +33,12 @@ DEFAULT_TOP_K = 5
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One image as it came off the wire. arrived_s: monotonic, when its last byte was there."""
+    """One image as it came off the wire. arrived_s: monotonic, when its last byte was there.
 
-    data: bytes
+    data  the encoded image, or normalised float32 [3, H, W] of the model's input size.
+    """
+
+    data: bytes | NDArray[np.float32]
     budget: Budget
     allowed: Window
     top_k: int
@@ -96,21 +101,61 @@ class Pipeline:
             model.give_back_places(len(requests))
         return [task.result() for task in tasks]
 
+    async def classify_all(self, model: HostedModel, requests: list[ImageRequest]) -> list[Prediction]:
+        """Answer several images, each routed on its own, or none: the first error cancels the others.
+
+        Raises that error, its message with the image's index when there are several; QueueFullError for all
+        when they do not fit into the queue together.
+        """
+
+        async def one(index: int, request: ImageRequest) -> Prediction:
+            try:
+                with self._account(model, request):
+                    return await self._classify(model, request)
+            except SlicewiseError as error:
+                if len(requests) > 1:
+                    error.args = (f"image {index}: {error}",)
+                raise
+
+        try:
+            model.take_places(len(requests), min(request.budget.urgency for request in requests))
+        except SlicewiseError as error:
+            for request in requests:
+                self._count(request.budget, outcome_of(error)[1])
+            raise
+        tasks = [asyncio.create_task(one(index, request)) for index, request in enumerate(requests)]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            model.give_back_places(len(requests))
+
     async def _classify(self, model: HostedModel, request: ImageRequest) -> Prediction:
         agreed = model.expect(request.budget, request.allowed, request.arrived_s, time.monotonic())
         try:
-            decoded = await self._decode(model, request.data, agreed.deadline_s)
+            image, decoded = await self._image(model, request.data, agreed.deadline_s)
         except BaseException:
             model.forget(agreed)
             raise
         order = Order(
-            decoded.pixels_HWC, request.allowed, request.arrived_s, agreed.due_s, agreed.deadline_s,
+            image, request.allowed, request.arrived_s, agreed.due_s, agreed.deadline_s,
             request.budget.urgency, agreed.place,
         )  # fmt: skip
         outcome = await model.batcher.submit(order)
         prediction = render(model, outcome, request, decoded)
         model.telemetry.answered(prediction.route, prediction.timings)
         return prediction
+
+    async def _image(
+        self, model: HostedModel, data: bytes | NDArray[np.float32], deadline_s: float
+    ) -> tuple[Image, Decoded | None]:
+        """What the engine takes, and how it was decoded; None for pixels that came as the engine takes them."""
+        if isinstance(data, np.ndarray):
+            return data, None
+        decoded = await self._decode(model, data, deadline_s)
+        return decoded.pixels_HWC, decoded
 
     async def _decode(self, model: HostedModel, data: bytes, deadline_s: float) -> Decoded:
         if deadline_s == math.inf:
@@ -139,6 +184,8 @@ class Pipeline:
                 total_s = time.monotonic() - request.arrived_s
                 child(self._telemetry.request_duration, model.manifest.name, outcome).observe(total_s)
                 self._count(request.budget, result)
+                if outcome != "ok":
+                    model.telemetry.tally.fail.add(total_s)
 
     def _count(self, budget: Budget, result: str) -> None:
         if result:
@@ -170,7 +217,7 @@ def check_top_k(top_k: int | None, classes: int) -> int:
     return top_k
 
 
-def render(model: HostedModel, outcome: Outcome, request: ImageRequest, decoded: Decoded) -> Prediction:
+def render(model: HostedModel, outcome: Outcome, request: ImageRequest, decoded: Decoded | None) -> Prediction:
     """Logits -> probabilities, highest first, with the cost that was really spent."""
     logits_K = outcome.logits_K.astype(np.float64)
     exponentials_K = np.exp(logits_K - logits_K.max())
@@ -183,10 +230,13 @@ def render(model: HostedModel, outcome: Outcome, request: ImageRequest, decoded:
         route=outcome.route,
         madds=facts.madds_published if outcome.route.gate_width is None else facts.madds_served,
         timings=Timings(
-            decode_s=decoded.decode_s,
-            queue_s=decoded.waited_s + outcome.queue_s,
+            decode_s=0.0 if decoded is None else decoded.decode_s,
+            queue_s=outcome.queue_s + (0.0 if decoded is None else decoded.waited_s),
             trunk_s=outcome.trunk_s,
             body_s=outcome.body_s,
             total_s=time.monotonic() - request.arrived_s,
         ),
+        logits_K=outcome.logits_K,
+        probabilities_K=probabilities_K,
+        gate_logits_G=outcome.gate_logits_G,
     )

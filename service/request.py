@@ -6,10 +6,13 @@ Times are seconds on the monotonic clock unless a name says otherwise; costs are
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 Forced = int | Literal["narrowest", "widest"]
 
@@ -176,10 +179,16 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One image's answer: class probabilities (highest first, indices beside them) and its route."""
+    """One image's answer: class probabilities (highest first, indices beside them) and its route.
+
+    logits_K, probabilities_K  of all classes. gate_logits_G: None when the gate did not run.
+    """
 
     indices: tuple[int, ...]
     probabilities: tuple[float, ...]
     route: Route
     madds: int
     timings: Timings
+    logits_K: NDArray[np.float32] = field(compare=False)
+    probabilities_K: NDArray[np.float64] = field(compare=False)
+    gate_logits_G: NDArray[np.float32] | None = field(compare=False)

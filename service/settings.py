@@ -45,6 +45,11 @@ class Settings(BaseSettings):
         description="index into the operating points of the served models; the model's default when absent. "
         "A cheaper point gives images narrower slices",
     )
+    model_control: Literal["none", "explicit"] = Field(
+        "none",
+        description="explicit lets every client load and unload models of the repository while the service runs; "
+        "none answers 403",
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     root_path: str = Field("", description="path prefix under which a proxy serves this application")

@@ -9,6 +9,7 @@ the images that passed it times its cost.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from service.latency import LiveTimes
 from service.request import Budget, Entry, Route, SliceFacts, Timings
+from service.tally import Tally
 
 # Dense where the targets of this kind of model lie (5..50 ms), sparse above.
 DURATION_BUCKETS_S = (
@@ -192,7 +194,7 @@ class ModelTelemetry:
     """One hosted model's view of the series."""
 
     def __init__(self, telemetry: Telemetry, labels: ModelLabels, slices: Sequence[SliceFacts]) -> None:
-        self.telemetry, self.labels, self.slices = telemetry, labels, slices
+        self.telemetry, self.labels, self.slices, self.tally = telemetry, labels, slices, Tally()
         self._trunk_madds = 0
         self._slimming_madds = slices[0].madds_served - slices[0].madds_published
 
@@ -209,6 +211,16 @@ class ModelTelemetry:
             gauge.set_function(partial(times.seconds, width, batch))
         t.queue_capacity.labels(model, "trunk").set(capacity_images)
         t.slo_target.labels(model).set(slo_target)
+
+    def withdraw(self) -> None:
+        """Remove the gauges of this model, which is hosted no more; counters stay."""
+        t = self.telemetry
+        gauges = (
+            t.slice_madds, t.slice_accuracy, t.slice_latency, t.queue_images, t.queue_capacity, t.slo_target,
+            t.model_info,
+        )  # fmt: skip
+        for gauge in gauges:
+            gauge.remove_by_labels({"model": self.labels.model})
 
     def watch_queues(self, waiting: Callable[[], Mapping[int | None, int]]) -> None:
         """Ask for the length of every queue when the series are read, instead of being told at every change."""
@@ -231,6 +243,8 @@ class ModelTelemetry:
         child(t.batch_size, model, label).observe(rows)
         child(t.batch_duration, model, label).observe(seconds)
         child(t.compute, model, width_label(width, "none"), stage).inc(seconds)
+        if width is not None:
+            self.tally.body_done(rows, seconds)
 
     def trunk_row(self, width: int | None, gate_ran: bool) -> None:
         """Account one trunk row when its fate is known: the width its body ran at, or None."""
@@ -249,6 +263,7 @@ class ModelTelemetry:
         """Account one image that was answered by computing."""
         t, model, version = self.telemetry, self.labels.model, self.labels.version
         gate_width = width_label(route.gate_width, "none")
+        self.tally.answered(timings, time.time())
         child(t.images, model, version, str(route.width)).inc()
         child(t.decisions, model, version, gate_width, str(route.width), route.reason.value).inc()
         for stage, seconds in (
@@ -262,3 +277,4 @@ class ModelTelemetry:
     def encoded(self, seconds: float) -> None:
         """Account the time that rendering an answer took."""
         child(self.telemetry.stage_duration, self.labels.model, "encode").observe(seconds)
+        self.tally.encode.add(seconds)

@@ -25,7 +25,7 @@ MAX_LATENCY_S = 3600
 """A longer Latency-Budget means the same: nothing waits that long here."""
 DEFAULT_URGENCY = 3
 
-_GRAMMARS = {
+GRAMMARS = {
     "Compute-Budget": (
         "a decimal above 0 in MAdds with optional suffix k, M or G, or a percentage in (0%, 100%] of the widest slice"
     ),
@@ -35,7 +35,7 @@ _GRAMMARS = {
     "Priority": "an RFC 9218 dictionary with u=0 (most urgent) .. u=7, such as u=3",
     "X-Request-ID": "1..128 of the characters A-Z a-z 0-9 . _ -",
 }
-_NAMES = {name.lower().encode(): name for name in _GRAMMARS}
+_NAMES = {name.lower().encode(): name for name in GRAMMARS}
 
 _QUANTITY = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[a-z]*|%)", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
@@ -95,7 +95,7 @@ def _own(headers: RawHeaders) -> dict[str, bytes]:
         if name is None:
             continue
         if name in texts:
-            raise BadRequestError(f"{name} is given more than once; allowed: once, {_GRAMMARS[name]}")
+            raise BadRequestError(f"{name} is given more than once; allowed: once, {GRAMMARS[name]}")
         texts[name] = value.strip(b" \t")
     return texts
 
@@ -113,7 +113,7 @@ def _parse(texts: Mapping[str, bytes], name: str, read: Callable[[str], T]) -> T
         # Cut before it is escaped: an escaped megabyte is a larger one.
         given = f"{raw[:MAX_VALUE_CHARS].decode('latin-1')!r:.{MAX_VALUE_CHARS}}"
         raise BadRequestError(
-            f"{name} is {given}; allowed: {_GRAMMARS[name]}, in at most {MAX_VALUE_CHARS} characters"
+            f"{name} is {given}; allowed: {GRAMMARS[name]}, in at most {MAX_VALUE_CHARS} characters"
         ) from error
 
 

@@ -30,7 +30,7 @@ def _json(data: object) -> Response:
 async def list_models(request: Request) -> Response:
     """Every hosted model, the default one first."""
     state = state_of(request)
-    return _json({"models": [model_info(state.find(name, None)) for name in state.settings.model]})
+    return _json({"models": [model_info(state.find(name, None)) for name in state.served]})
 
 
 @router.get(

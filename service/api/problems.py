@@ -16,7 +16,7 @@ from service import errors
 from service.telemetry import Telemetry
 
 CLIENT_CLOSED_REQUEST = 499
-PROBES = ("/healthz", "/readyz", "/metrics")
+PROBES = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 """Asked every few seconds by machines: neither rejections nor worth a log line."""
 
 
@@ -34,11 +34,13 @@ class Problem(BaseModel):
 TABLE: dict[type[errors.SlicewiseError], tuple[int, str]] = {
     errors.BadRequestError: (400, "bad_request"),
     errors.BadImageError: (400, "bad_image"),
+    errors.ForbiddenError: (403, "forbidden"),
     errors.NotFoundError: (404, "not_found"),
     errors.RequestTimeoutError: (408, "timeout"),
     errors.TooLargeError: (413, "too_large"),
     errors.UnsupportedMediaTypeError: (415, "unsupported_media_type"),
     errors.InfeasibleBudgetError: (422, "infeasible_budget"),
+    errors.NotBuiltError: (501, "not_implemented"),
     errors.BackendError: (500, "backend"),
     errors.QueueFullError: (503, "queue_full"),
     errors.DrainingError: (503, "draining"),
@@ -48,6 +50,7 @@ TABLE: dict[type[errors.SlicewiseError], tuple[int, str]] = {
 
 DESCRIPTIONS = {
     400: "Malformed header, query, JSON or image.",
+    403: "Switched off, or not for this caller.",
     404: "Unknown model, version or path.",
     405: "Wrong verb.",
     408: "The request's bytes did not arrive in time.",
@@ -56,6 +59,7 @@ DESCRIPTIONS = {
     422: "No slice satisfies the budgets.",
     431: "More than 64 KiB or 256 header fields.",
     500: "The model failed on this batch, or a bug.",
+    501: "An extension that is not built.",
     503: "Queue full, draining or loading; see Retry-After.",
     504: "Deadline unreachable or passed.",
 }

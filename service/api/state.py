@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -44,43 +46,58 @@ class Lease:
 class ServiceState:
     """One per application; changed on the event loop only.
 
+    served      names of models to host, the default one first; those that are warm are in ``models``.
     active      classification requests in work, from their headers to their answer.
+    leases      the same, one each: a model that has been replaced is kept until those that found it are answered.
+    retiring    models that have been replaced or unloaded, with what closes them.
     body_bytes  held by their bodies.
+    parser      one thread for large bodies of JSON: what is made of them takes up to 30 times their size, so one
+                at a time, and Python would not parse two at once anyway.
     """
 
     settings: Settings
     telemetry: Telemetry
     pipeline: Pipeline
+    served: list[str] = field(init=False)
     models: dict[str, HostedModel] = field(default_factory=dict)
+    retiring: dict[HostedModel, asyncio.Task[None]] = field(default_factory=dict)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    parser: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="parse"))
     draining: bool = False
     failed: bool = False
     active: int = 0
+    leases: set[Lease] = field(default_factory=set)
     body_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.served = list(self.settings.model)
 
     @contextmanager
     def working(self) -> Iterator[Lease]:
         """Hold a lease; the drain waits for it."""
         lease = Lease(self)
         self.active += 1
+        self.leases.add(lease)
         try:
             yield lease
         finally:
             self.active -= 1
+            self.leases.discard(lease)
             self.body_bytes -= lease.body_bytes
 
     def check_ready(self) -> None:
         """Raise DrainingError or LoadingError unless every model is warm and requests are welcome."""
         if self.draining:
             raise DrainingError("the service is draining and takes no new requests", DRAINING_RETRY_S)
-        loading = [name for name in self.settings.model if name not in self.models]
+        loading = [name for name in self.served if name not in self.models]
         if loading:
             raise LoadingError(f"models are warming up: {', '.join(loading)}", LOADING_RETRY_S)
 
     def find(self, name: str | None, version: str | None) -> HostedModel:
         """The hosted model; NotFoundError lists what is served."""
         wanted = name if name is not None else self.settings.model[0]
-        if wanted not in self.settings.model:
-            raise NotFoundError(f"no model {wanted!r:.100}; served: {', '.join(self.settings.model)}")
+        if wanted not in self.served:
+            raise NotFoundError(f"no model {wanted!r:.100}; served: {', '.join(self.served) or 'none'}")
         self.check_ready()
         model = self.models[wanted]
         if version is not None and version != str(model.manifest.version):
