@@ -1,0 +1,101 @@
+"""PURE: bursts that a machine can just bear, and what policies made of them, live and in the offline twin.
+
+Rates follow SuperServe (NSDI 2025), section 6: a mean of 0.8 of what the narrowest width sustains (C0), with peaks
+of 1.09. The paper does not state the window of its peaks; here it is a quarter of a second, the longest in which
+bursts of CV2 2 alone reach that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from loadtest.traces import Arrivals, bursty, peak_rate
+
+MEAN_SHARE, PEAK_SHARE = 0.8, 1.09
+PEAK_WINDOW_S = 0.25
+TAUS = {2: 10, 4: 10, 8: 20}
+"""CV2 of the bursts -> SLO in tau0, the seconds of work on an image at the narrowest width."""
+_BASE_SHARES = np.linspace(0.0, 0.95, 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the machine bears. images_per_s: C0. overhead_ms: worker time per image beyond the latency table."""
+
+    images_per_s: float
+    workers: int
+    overhead_ms: float
+
+    @property
+    def tau0_ms(self) -> float:
+        return self.workers / self.images_per_s * 1e3
+
+    def slo_ms(self, cv2: int) -> float:
+        """To a tenth of a millisecond, as it is sent."""
+        return round(TAUS[cv2] * self.tau0_ms, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one trace under one policy. top1: of the answers in time, None where none is judged."""
+
+    cv2: int
+    seed: int
+    policy: str
+    attainment: float
+    top1: float | None
+    late_sends: int = 0
+
+
+def base_share(cv2: int, capacity_per_s: float, duration_s: float, seeds: Sequence[int]) -> float:
+    """Share of the rate that comes at equal gaps, such that the peaks of these seeds are nearest to their target."""
+
+    def miss(share: float) -> float:
+        peaks = [peak_rate(draw(cv2, share, capacity_per_s, duration_s, seed), PEAK_WINDOW_S) for seed in seeds]
+        return abs(fmean(peaks) - PEAK_SHARE * capacity_per_s)
+
+    return float(min(_BASE_SHARES, key=miss))
+
+
+def draw(cv2: int, base: float, capacity_per_s: float, duration_s: float, seed: int) -> Arrivals:
+    """Arrivals of one trace. base: share of the rate at equal gaps."""
+    rate = MEAN_SHARE * capacity_per_s
+    return bursty(rate, base * rate, cv2, duration_s, np.random.default_rng(seed))
+
+
+def overhead_ms(capacity_per_s: float, workers: int, timings: Iterable[dict[str, Any]]) -> float:
+    """Worker milliseconds per image at saturation beyond the table's fastest batches of trunk and narrowest body."""
+    best_s: dict[object, float] = {}
+    for timing in timings:
+        width, per_image_s = timing["width"], timing["p50_s"] / timing["batch"]
+        best_s[width] = min(per_image_s, best_s.get(width, per_image_s))
+    return max(0.0, (workers / capacity_per_s - best_s[None] - best_s[0]) * 1e3)
+
+
+def means(outcomes: Iterable[Outcome]) -> dict[tuple[int, str], tuple[float, float | None]]:
+    """(CV2, policy) -> attainment and top-1, averaged over the seeds."""
+    grouped: dict[tuple[int, str], list[Outcome]] = {}
+    for one in outcomes:
+        grouped.setdefault((one.cv2, one.policy), []).append(one)
+    return {key: (fmean(o.attainment for o in found), _mean_top1(found)) for key, found in grouped.items()}
+
+
+def _mean_top1(outcomes: Sequence[Outcome]) -> float | None:
+    known = [one.top1 for one in outcomes if one.top1 is not None]
+    return fmean(known) if known else None
+
+
+def trace_name(cv2: int, seed: int) -> str:
+    """Of the trace, without its suffix."""
+    return f"cv2-{cv2}-seed-{seed}"
+
+
+def parse_trace_name(name: str) -> tuple[int, int]:
+    """(CV2, seed) of such a name."""
+    _, cv2, _, seed = name.split("-")
+    return int(cv2), int(seed)

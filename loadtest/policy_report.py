@@ -1,0 +1,100 @@
+"""PURE: a study of policies as Markdown. Every number comes from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from loadtest.policy_plan import MEAN_SHARE, PEAK_SHARE, PEAK_WINDOW_S, TAUS, Capacity, Outcome, means
+from loadtest.report import machine_lines, table
+from loadtest.results import Machine
+
+OURS, RIVAL, BOUND, WIDEST = "gate_slack", "slackfit", "fixed:0", "fixed:widest"
+
+
+def markdown(
+    capacity: Capacity, live: Sequence[Outcome], twin: Sequence[Outcome], comparisons: Sequence[dict[str, Any]],
+    machine: Machine, duration_s: float,
+) -> str:  # fmt: skip
+    """The page."""
+    seeds, twin_seeds = (1 + max(one.seed for one in outcomes) for outcomes in (live, twin))
+    same = [one for one in twin if one.seed < seeds]
+    lines = ["# Policies under bursts", "", *machine_lines(machine), "", *_setting(capacity, duration_s), ""]
+    lines += [f"## Live, {seeds} seeds", "", *_means(live), "", *_against_the_bound(live, same), ""]
+    lines += [f"## In the offline twin, {twin_seeds} seeds", "", *_means(twin), ""]
+    lines += ["## In the offline twin, less slackfit", "", *_comparisons(comparisons), ""]
+    lines += [f"## The twin against the machine, the same {seeds} seeds", "", *_twin_error(live, same), ""]
+    late = sum(one.late_sends for one in live)
+    lines += [f"Requests that the generator sent more than 1 ms behind their instant, all live runs: {late:,}."]
+    return "\n".join(lines) + "\n"
+
+
+def _setting(capacity: Capacity, duration_s: float) -> list[str]:
+    slos = ", ".join(f"{capacity.slo_ms(cv2):g} ms ({taus} tau0) at CV2 {cv2}" for cv2, taus in TAUS.items())
+    return [
+        f"C0, the sustained rate of the narrowest width through HTTP with the generator on the same machine: "
+        f"{capacity.images_per_s:.1f} images/s. tau0 = {capacity.workers} workers / C0 = {capacity.tau0_ms:.2f} ms. "
+        f"Traces of {duration_s:g} s at a mean of {MEAN_SHARE:g} C0, peaks over {PEAK_WINDOW_S:g} s nearest to "
+        f"{PEAK_SHARE:g} C0. Every request has a Latency-Budget: {slos}. The twin charges {capacity.overhead_ms:.2f} "
+        "ms of worker time to every image beside the latency table, the difference between tau0 and the table.",
+    ]
+
+
+def _means(outcomes: Sequence[Outcome]) -> list[str]:
+    found = means(outcomes)
+    policies = list(dict.fromkeys(one.policy for one in outcomes))
+    heads = ["policy", *(f"CV2 {cv2}: attainment / top-1" for cv2 in TAUS)]
+    return table(heads, [[policy, *(_pair(found.get((cv2, policy))) for cv2 in TAUS)] for policy in policies])
+
+
+def _pair(found: tuple[float, float | None] | None) -> str:
+    if found is None:
+        return ""
+    attainment, top1 = found
+    return f"{attainment:.4f} / {'-' if top1 is None else f'{top1:.2%}'}"
+
+
+def _against_the_bound(live: Sequence[Outcome], twin: Sequence[Outcome]) -> list[str]:
+    measured, bound = means(live), means(twin)
+    rows = []
+    for cv2 in TAUS:
+        if (cv2, OURS) not in measured or (cv2, BOUND) not in bound:
+            continue
+        ours, best = measured[cv2, OURS][0], bound[cv2, BOUND][0]
+        widest = measured.get((cv2, WIDEST), (float("nan"), None))[0]
+        rows.append(
+            [
+                str(cv2), f"{ours:.4f}", f"{best:.4f}", _verdict(best - ours, ours >= best - 0.01),
+                f"{widest:.4f}", _verdict(ours - widest, ours >= widest + 0.15),
+            ]
+        )  # fmt: skip
+    heads = ["CV2", OURS, f"bound: {BOUND} in the twin", "below it (at most 0.01)", WIDEST, "above it (at least 0.15)"]
+    return table(heads, rows)
+
+
+def _verdict(value: float, is_met: bool) -> str:
+    return f"{value:.4f}, {'met' if is_met else '**missed**'}"
+
+
+def _comparisons(comparisons: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [[str(one["policy"]), _points(one["attainment"]), _points(one["top1"])] for one in comparisons]
+    return table(["policy", "attainment, points", "top-1, points"], rows)
+
+
+def _points(interval: dict[str, float] | None) -> str:
+    if interval is None:
+        return "-"
+    value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _twin_error(live: Sequence[Outcome], twin: Sequence[Outcome]) -> list[str]:
+    measured, simulated = means(live), means(twin)
+    rows = []
+    for (cv2, policy), (attainment, top1) in measured.items():
+        if (cv2, policy) in simulated:
+            attainment_there, top1_there = simulated[cv2, policy]
+            gap = None if top1 is None or top1_there is None else top1 - top1_there
+            shown = "-" if gap is None else f"{100 * gap:+.2f}"
+            rows.append([str(cv2), policy, f"{attainment - attainment_there:+.4f}", shown])
+    return table(["CV2", "policy", "attainment, live less twin", "top-1, points"], rows)

@@ -1,0 +1,176 @@
+"""``slicewise-load policies``: policies under the same bursts, on a live server and in the offline twin.
+
+Everything goes to --out and is not done again when it is there, so that a study that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from loadtest.arms import BenchError, HttpArm, Window
+from loadtest.comparisons import Network, script, slicewise_server
+from loadtest.machine import describe, usable_cores
+from loadtest.mix import Mix
+from loadtest.policy_plan import (
+    MEAN_SHARE,
+    TAUS,
+    Capacity,
+    Outcome,
+    base_share,
+    draw,
+    overhead_ms,
+    parse_trace_name,
+    trace_name,
+)
+from loadtest.policy_report import markdown
+from loadtest.run_report import RunRecord
+from loadtest.servers import Fleet, Server
+from loadtest.trace_file import Origin, fill, write_trace
+
+CAPACITY, REPORT = "capacity.json", "report.md"
+SATURATING_CLIENTS = 32
+
+
+def configure_policies(parser: argparse.ArgumentParser) -> None:
+    """Its flags."""
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="PATH", help="folder or zip of labelled images")
+    add("--image-count", type=int, required=True, metavar="N", help="images in it, as many as were evaluated")
+    add(
+        "--evaluation",
+        type=Path,
+        required=True,
+        help="from slicewise-models evaluate --width all --json, of these images",
+    )
+    add("--model", default="ds_resnet_cifar10")
+    add("--repository", type=Path, metavar="DIR", help="its repository, if not the shipped one")
+    add("--operating-point", type=int, default=0, help="of the gate (default: %(default)s, the most accurate)")
+    add("--live", default="gate_slack,slackfit,fixed:0,fixed:widest", metavar="POLICY,...")
+    add("--twin", default="gate_slack,gate,slackfit,maxbatch,maxacc,fixed:0,fixed:widest", metavar="POLICY,...")
+    add("--seeds", type=int, default=3, help="traces of each CV2 that are run live")
+    add("--twin-seeds", type=int, default=20, help="traces of each CV2 that are simulated")
+    add("--duration-s", type=float, default=20.0, help="length of each trace")
+    add("--out", type=Path, required=True, metavar="DIR")
+
+
+def run_policies(arguments: argparse.Namespace) -> None:
+    """Measure what is missing, then write the report. Raises ValueError, BenchError and ServerError."""
+    a = arguments
+    if min(a.seeds, a.twin_seeds) < 1 or a.seeds > a.twin_seeds:
+        raise ValueError(f"--seeds {a.seeds} and --twin-seeds {a.twin_seeds}; allowed: 1 <= seeds <= twin seeds")
+    a.out.mkdir(parents=True, exist_ok=True)
+    capacity = _capacity(a)
+    _write_traces(a, capacity)
+    live = [_live(a, cv2, seed, policy) for cv2 in TAUS for seed in range(a.seeds) for policy in a.live.split(",")]
+    twin, comparisons = _twin(a, capacity)
+    text = markdown(capacity, live, twin, comparisons, describe(), a.duration_s)
+    (a.out / REPORT).write_text(text, encoding="utf-8")
+    print(a.out / REPORT)
+
+
+def _serve_flags(a: argparse.Namespace, policy: str) -> tuple[str, ...]:
+    return ("--operating-point", str(a.operating_point), "--policy", policy)
+
+
+def _network(a: argparse.Namespace) -> Network:
+    return Network(a.model, a.images, a.repository)
+
+
+def _capacity(a: argparse.Namespace) -> Capacity:
+    """C0, the sustained rate of the narrowest width through HTTP with the generator running, and what HTTP costs."""
+    kept = a.out / CAPACITY
+    if not kept.exists():
+        work, network = Path(tempfile.mkdtemp(prefix="slicewise-load-")), _network(a)
+        server = slicewise_server(network, _serve_flags(a, "fixed:0"))
+        arm = HttpArm("capacity", server, "/v1/classify", a.images, SATURATING_CLIENTS)
+        with Fleet(work) as fleet:
+            rate = arm.measure(fleet, Window(3.0, 15.0)).images_per_s
+        profile, cores = work / "profile.json", usable_cores()
+        _call("slicewise", "profile", *_where(a), "--json-out", str(profile))
+        (measured,) = json.loads(profile.read_bytes())
+        found = Capacity(rate, cores, overhead_ms(rate, cores, measured["timings"]))
+        kept.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
+        _say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms, overhead {found.overhead_ms:.2f} ms")
+    return Capacity(**json.loads(kept.read_bytes()))
+
+
+def _where(a: argparse.Namespace) -> list[str]:
+    return ["--model", a.model, *([] if a.repository is None else ["--repository", str(a.repository)])]
+
+
+def _trace(a: argparse.Namespace, cv2: int, seed: int) -> Path:
+    folder: Path = a.out / "traces"
+    return folder / f"{trace_name(cv2, seed)}.csv"
+
+
+def _write_traces(a: argparse.Namespace, capacity: Capacity) -> None:
+    (a.out / "traces").mkdir(exist_ok=True)
+    for cv2 in TAUS:
+        if all(_trace(a, cv2, seed).exists() for seed in range(a.twin_seeds)):
+            continue
+        base = base_share(cv2, capacity.images_per_s, a.duration_s, range(a.twin_seeds))
+        mix = Mix.parse(f"Latency-Budget={capacity.slo_ms(cv2)}ms:1")
+        for seed in range(a.twin_seeds):
+            arrivals = draw(cv2, base, capacity.images_per_s, a.duration_s, seed)
+            rate = MEAN_SHARE * capacity.images_per_s
+            drawn = {"rate_per_s": rate, "base_rate_per_s": base * rate, "cv2": cv2}
+            origin = Origin("bursty", drawn, a.duration_s, seed, a.image_count, (str(mix),))
+            write_trace(fill(arrivals, a.image_count, [mix], seed), _trace(a, cv2, seed), origin)
+
+
+def _live(a: argparse.Namespace, cv2: int, seed: int, policy: str) -> Outcome:
+    out = a.out / "live" / f"{trace_name(cv2, seed)}-{policy.replace(':', '-')}"
+    if not (out / "results.json").exists():
+        log = Path(tempfile.mkdtemp(prefix="slicewise-load-")) / "server.log"
+        with Server(slicewise_server(_network(a), _serve_flags(a, policy)), log) as server:
+            _call(
+                "slicewise-load", "run", "--url", f"{server.url}/v1/classify", "--trace", str(_trace(a, cv2, seed)),
+                "--images", str(a.images), "--label", policy, "--out", str(out),
+            )  # fmt: skip
+        _say(f"live {out.name}")
+    figures = RunRecord.load(out / "results.json").figures
+    return Outcome(cv2, seed, policy, figures.attainment or 0.0, figures.top1, figures.late_sends)
+
+
+def _twin(a: argparse.Namespace, capacity: Capacity) -> tuple[list[Outcome], Sequence[dict[str, object]]]:
+    out = a.out / "twin"
+    if not (out / "simulation.json").exists():
+        traces = ",".join(str(_trace(a, cv2, seed)) for cv2 in TAUS for seed in range(a.twin_seeds))
+        _call(
+            "slicewise", "simulate", *_where(a), "--operating-point", str(a.operating_point), "--trace", traces,
+            "--evaluation", str(a.evaluation), "--policies", a.twin, "--against", "slackfit",
+            "--workers", str(capacity.workers), "--overhead-ms", f"{capacity.overhead_ms:.3f}", "--out", str(out),
+        )  # fmt: skip
+    found = json.loads((out / "simulation.json").read_bytes())
+    widest = max(str(run["policy"]) for run in found["runs"] if str(run["policy"]).startswith("fixed:"))
+    return list(_outcomes(found["runs"], widest)), found["comparisons"]
+
+
+def _outcomes(runs: Iterable[dict[str, object]], widest: str) -> Iterable[Outcome]:
+    """The simulator calls the widest by its index; here it keeps the name it was asked for by."""
+    for run in runs:
+        cv2, seed = parse_trace_name(str(run["trace"]))
+        policy, top1 = str(run["policy"]), run["top1"]
+        attainment = run["attainment"]
+        assert isinstance(attainment, float | int), "what the simulator writes: this is a bug"
+        yield Outcome(
+            cv2, seed, "fixed:widest" if policy == widest and policy != "fixed:0" else policy, float(attainment),
+            float(top1) if isinstance(top1, float | int) else None,
+        )  # fmt: skip
+
+
+def _call(command: str, *arguments: str) -> None:
+    done = subprocess.run([script(command), *arguments], stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise BenchError(f"{command} {arguments[0]} ended with status {done.returncode}; what it wrote says why")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,148 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from loadtest import policy_study
+from loadtest.cli import main
+from loadtest.machine import describe
+from loadtest.policy_plan import (
+    MEAN_SHARE,
+    PEAK_SHARE,
+    PEAK_WINDOW_S,
+    TAUS,
+    Capacity,
+    Outcome,
+    base_share,
+    draw,
+    means,
+    overhead_ms,
+    parse_trace_name,
+    trace_name,
+)
+from loadtest.policy_report import markdown
+from loadtest.traces import mean_rate, peak_rate
+
+CAPACITY = Capacity(500.0, 2, 1.5)
+
+
+def test_tau_and_slo_follow_from_the_capacity():
+    assert CAPACITY.tau0_ms == pytest.approx(4.0)
+    assert {cv2: CAPACITY.slo_ms(cv2) for cv2 in TAUS} == {2: 40.0, 4: 40.0, 8: 80.0}
+
+
+@pytest.mark.parametrize("cv2", TAUS)
+def test_bursts_have_the_mean_and_about_the_peak(cv2):
+    share = base_share(cv2, 500.0, 20.0, range(4))
+    arrivals = [draw(cv2, share, 500.0, 20.0, seed) for seed in range(4)]
+    assert sum(mean_rate(a, 20.0) for a in arrivals) / 4 == pytest.approx(MEAN_SHARE * 500, rel=0.05)
+    assert sum(peak_rate(a, PEAK_WINDOW_S) for a in arrivals) / 4 == pytest.approx(PEAK_SHARE * 500, rel=0.1)
+
+
+def test_the_overhead_is_what_the_table_does_not_explain():
+    timings = [
+        {"width": width, "batch": batch, "p50_s": seconds}
+        for width, batch, seconds in [(None, 1, 0.002), (None, 2, 0.002), (0, 1, 0.001), (1, 1, 9.0)]
+    ]
+    assert overhead_ms(400.0, 2, timings) == pytest.approx(5.0 - 1.0 - 1.0)
+    assert overhead_ms(4000.0, 2, timings) == 0.0
+
+
+def test_trace_names_come_back():
+    assert parse_trace_name(trace_name(4, 17)) == (4, 17)
+
+
+def outcomes(ours, widest, top1=0.9):
+    rows = [("gate_slack", ours, top1), ("slackfit", ours, 0.8), ("fixed:0", 0.99, None), ("fixed:widest", widest, 0.9)]
+    return [Outcome(cv2, seed, name, value, right) for cv2 in TAUS for seed in range(2) for name, value, right in rows]
+
+
+def test_seeds_are_averaged():
+    found = means([Outcome(2, 0, "a", 0.5, 0.8), Outcome(2, 1, "a", 0.7, None), Outcome(4, 0, "a", 1.0, None)])
+    assert found == {(2, "a"): (pytest.approx(0.6), 0.8), (4, "a"): (1.0, None)}
+
+
+@pytest.mark.parametrize(
+    ("ours", "widest", "verdicts"),
+    [(0.985, 0.8, ["met", "met"]), (0.97, 0.8, ["**missed**", "met"]), (0.985, 0.9, ["met", "**missed**"])],
+)
+def test_the_report_judges_the_bound_and_the_widest(ours, widest, verdicts):
+    against = [{"policy": "gate_slack", "attainment": {"value": 0.01, "low": 0.0, "high": 0.02}, "top1": None}]
+    text = markdown(CAPACITY, outcomes(ours, widest), outcomes(ours, widest, 0.89), against, describe(), 20.0)
+    (row,) = (line for line in text.splitlines() if line.startswith("| 8 | 0.9"))
+    assert [cell.rsplit(", ")[-1].strip() for cell in row.split("|") if ", " in cell] == verdicts
+    assert "| gate_slack | +1.00 [+0.00, +2.00] | - |" in text
+    assert "| 8 | gate_slack | +0.0000 | +1.00 |" in text
+    assert "80 ms (20 tau0) at CV2 8" in text
+
+
+@pytest.fixture
+def faked(monkeypatch, tmp_path):
+    """No server, no simulator: both leave what the study reads, and every command is noted."""
+    said = []
+
+    def call(command, *arguments):
+        said.append((command, arguments[0]))
+        out = arguments[arguments.index("--out") + 1] if "--out" in arguments else None
+        if arguments[0] == "simulate":
+            traces = arguments[arguments.index("--trace") + 1].split(",")
+            names = [path.rsplit("/", 1)[-1].removesuffix(".csv") for path in traces]
+            runs = [
+                {"trace": name, "policy": policy, "attainment": 0.9, "top1": 0.8}
+                for name in names
+                for policy in ("gate_slack", "fixed:0", "fixed:5")
+            ]
+            folder = tmp_path / "out" / "twin"
+            folder.mkdir(parents=True)
+            (folder / "simulation.json").write_text(json.dumps({"runs": runs, "comparisons": []}))
+        else:
+            (tmp_path / "out" / "live").mkdir(exist_ok=True)
+            folder = tmp_path / "out" / "live" / out.rsplit("/", 1)[-1]
+            folder.mkdir()
+            (folder / "results.json").write_text("{}")
+
+    class NoServer:
+        url = "http://127.0.0.1:1"
+
+        def __init__(self, *_): ...
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+
+    figures = SimpleNamespace(attainment=0.95, top1=0.85, late_sends=3)
+    monkeypatch.setattr(policy_study, "_call", call)
+    monkeypatch.setattr(policy_study, "Server", NoServer)
+    monkeypatch.setattr(policy_study.RunRecord, "load", lambda _: SimpleNamespace(figures=figures))
+    monkeypatch.setattr(policy_study.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "capacity.json").write_text(
+        json.dumps({"images_per_s": 50.0, "workers": 2, "overhead_ms": 1.0})
+    )
+    return said
+
+
+def command(tmp_path, *more):
+    return [
+        "policies", "--images", "some.zip", "--image-count", "20", "--evaluation", "eval.json", "--seeds", "1",
+        "--twin-seeds", "2", "--duration-s", "4", "--live", "gate_slack,fixed:widest", "--out", str(tmp_path / "out"),
+        *more,
+    ]  # fmt: skip
+
+
+def test_a_study_runs_what_is_missing_and_reports(faked, tmp_path):
+    assert main(command(tmp_path)) == 0
+    assert faked == [*[("slicewise-load", "run")] * 6, ("slicewise", "simulate")]
+    assert len(list((tmp_path / "out" / "traces").glob("*.csv"))) == 6
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| fixed:widest | 0.9000 / 80.00%" in text
+    assert "all live runs: 18." in text
+    faked.clear()
+    assert main(command(tmp_path)) == 0
+    assert faked == []
+
+
+def test_more_live_seeds_than_twin_seeds_are_refused(tmp_path, capsys):
+    assert main(command(tmp_path, "--seeds", "3")) == 1
+    assert "allowed: 1 <= seeds <= twin seeds" in capsys.readouterr().err
