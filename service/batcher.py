@@ -82,14 +82,21 @@ class Batcher:
 
     capacity  images that are admitted at most; when more lie in the queues, some have lost their
               callers and are swept out.
+    ahead     batches that wait ready-made for the next free worker, who then need not wait for the event loop.
     """
 
-    def __init__(
-        self, engine: Engine, scheduler: Scheduler, looks: Looks, telemetry: ModelTelemetry, capacity: int
+    def __init__(  # the parts that it joins
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        looks: Looks,
+        telemetry: ModelTelemetry,
+        capacity: int,
+        ahead: int = 0,
     ) -> None:
         self._engine, self._scheduler, self._looks, self._telemetry = engine, scheduler, looks, telemetry
         self._capacity = capacity
-        self._free = engine.workers
+        self._free = engine.workers + ahead
         self._pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="engine")
         self._running: set[Execution] = set()
         self._idle = asyncio.Event()
@@ -159,13 +166,13 @@ class Batcher:
             self._drop(selection)
             if selection.batch is None:
                 break
-            self._dispatch(Execution(selection.batch, now_s))
+            self._dispatch(Execution(selection.batch), now_s)
 
-    def _dispatch(self, execution: Execution) -> None:
+    def _dispatch(self, execution: Execution, now_s: float) -> None:
         self._free -= 1
         self._running.add(execution)
         self._idle.clear()
-        self._telemetry.batch_dispatched(execution.batch.entries, execution.dispatched_s)
+        self._telemetry.batch_dispatched(execution.batch.entries, now_s)
         for entry in execution.batch.entries:
             _set_running(entry, True)
         self._pool.submit(self._work, execution, asyncio.get_running_loop())
@@ -209,45 +216,44 @@ class Batcher:
             _break(entry, BackendError(f"the model failed on a batch of {len(batch.entries)} images"))
 
     def _finish_trunk(self, execution: Execution) -> None:
-        batch, seconds, now_s = execution.batch, execution.trunk_s, execution.dispatched_s
+        batch, seconds = execution.batch, execution.trunk_s
         self._telemetry.batch_done(None, len(batch.entries), seconds)
         done_s = time.monotonic()
-        self._scheduler.finished(batch, done_s, trunk_s=done_s - now_s)
+        self._scheduler.finished(batch, done_s, trunk_s=execution.ended_s - execution.began_s)
         for entry, (after, look) in zip(batch.entries, execution.seen, strict=True):
             _set_running(entry, False)
-            waited_s = entry.waited_s + now_s - entry.queued_s
+            waited_s = entry.waited_s + execution.began_s - entry.queued_s
             self._scheduler.push(
                 replace(entry, payload=after, look=look, queued_s=done_s, waited_s=waited_s, trunk_s=seconds)
             )
 
     def _finish_body(self, execution: Execution) -> None:
-        batch, now_s = execution.batch, execution.dispatched_s
+        batch = execution.batch
         self._telemetry.batch_done(batch.width, len(batch.entries), execution.body_s)
-        done_s = time.monotonic()
-        self._scheduler.finished(batch, done_s, body_s=done_s - now_s)
+        self._scheduler.finished(batch, time.monotonic(), body_s=execution.ended_s - execution.began_s)
         self._answer_all(execution)
 
     def _finish_whole(self, execution: Execution) -> None:
-        batch, now_s = execution.batch, execution.dispatched_s
-        self._telemetry.batch_done(None, len(batch.entries), execution.trunk_s)
+        batch, trunk_s = execution.batch, execution.trunk_s
+        self._telemetry.batch_done(None, len(batch.entries), trunk_s)
         self._telemetry.batch_done(batch.width, len(batch.entries), execution.body_s)
-        done_s = time.monotonic()
-        self._scheduler.finished(batch, done_s, execution.trunk_s, done_s - now_s - execution.trunk_s)
+        body_s = execution.ended_s - execution.began_s - trunk_s
+        self._scheduler.finished(batch, time.monotonic(), trunk_s, body_s)
         self._answer_all(execution)
 
     def _answer_all(self, execution: Execution) -> None:
         batch = execution.batch
         for entry, route, logits_K in zip(batch.entries, batch.routes, execution.logits_NK, strict=True):
             trunk_s = entry.trunk_s if batch.step is Step.BODY else execution.trunk_s
-            self._answer(entry, route, logits_K, execution.dispatched_s, trunk_s, execution.body_s)
+            self._answer(entry, route, logits_K, execution.began_s, trunk_s, execution.body_s)
 
-    def _answer(self, entry: Entry, route: Route, logits_K: F32, now_s: float, trunk_s: float, body_s: float) -> None:
-        """Account one computed image and keep its promise; ``now_s``: when its last batch was dispatched."""
+    def _answer(self, entry: Entry, route: Route, logits_K: F32, began_s: float, trunk_s: float, body_s: float) -> None:
+        """Account one computed image and keep its promise; ``began_s``: when a worker took its last batch up."""
         self._telemetry.body_row(route)
         if not np.isfinite(logits_K).all():
             _break(entry, BackendError("the model answered this image with numbers that are not finite"))
             return
-        queue_s = entry.waited_s + now_s - entry.queued_s
+        queue_s = entry.waited_s + began_s - entry.queued_s
         gate_logits_G = None if entry.look is None else entry.payload.gate_logits_G
         _keep(entry, Outcome(logits_K, gate_logits_G, route, queue_s, trunk_s, body_s))
 

@@ -147,7 +147,8 @@ class HostedModel:
         self.default_slo_s = settings.default_slo_ms / 1e3
         self._scheduler = Scheduler(policy, times, self.workers)
         looks = looks_of(policy, gate_decision(manifest, settings))
-        self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, self.capacity)
+        ahead = 1 if warm.engine.device == "cpu" else 0  # where batches pay, what waits had better become a larger one
+        self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, self.capacity, ahead)
 
     @property
     def narrowest_s(self) -> float:

@@ -166,7 +166,10 @@ class Scheduler:
             self._unseen.push(entry)
 
     def next_batch(self, now_s: float) -> Selection:
-        """Take the most urgent batch for a worker that is free, and drop what is of no use on the way."""
+        """Take the most urgent batch and drop what is of no use on the way.
+
+        It is for a worker that is free, or with none for the one that will be free first.
+        """
         selection = Selection()
         waiting, due_first = 0, None
         for queue in self._queues:
@@ -178,10 +181,12 @@ class Scheduler:
                     due_first = queue
         if due_first is None:
             return selection
-        price = self._backlog.price(now_s, self._ends()) if self._policy.is_priced else 0
-        free = max(1, self._workers - len(self._busy_until_s))
-        batch = self._form(due_first, now_s, price, -(-waiting // free))
-        self._busy_until_s[id(batch)] = now_s + self._batch_s(batch.step, batch.width, len(batch.entries))
+        ends_s = self._ends()
+        price = self._backlog.price(now_s, ends_s) if self._policy.is_priced else 0
+        free = self._workers - len(ends_s)
+        begins_s = now_s if free > 0 else max(now_s, min(ends_s))
+        batch = self._form(due_first, begins_s, price, -(-waiting // max(1, free)))
+        self._busy_until_s[id(batch)] = begins_s + self._batch_s(batch.step, batch.width, len(batch.entries))
         for entry in batch.entries:
             (self._backlog.begin if batch.step is Step.TRUNK else self._backlog.remove)(entry.place)
         return Selection(batch, selection.cancelled, selection.expired)
@@ -347,7 +352,8 @@ class Scheduler:
         return self._batch_s(step, _least(entry.window), 1)
 
     def _ends(self) -> list[float]:
-        return list(self._busy_until_s.values())
+        """When each worker that has a batch is done with all it has: what waits ready-made goes on the first."""
+        return sorted(self._busy_until_s.values())[-self._workers :]
 
     def _sort_out(self, entry: Entry, now_s: float, selection: Selection) -> bool:
         """Put an entry that is of no use on its list and say so; any other is left alone."""
