@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from models.checkpoint import Checkpoint, load, resolve
-from service.api import classify, open_inference, open_inference_control, openapi, ops
+from service.api import classify, open_inference, open_inference_control, openapi, ops, page
 from service.api.middleware import LastWord, RequestEnvelope
 from service.api.problems import Problems
 from service.api.state import ServiceState
@@ -86,6 +86,7 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
     app.include_router(ops.router)
     app.include_router(open_inference.router)
     app.include_router(open_inference_control.router)
+    app.include_router(page.router)
     app.add_middleware(LastWord, telemetry=telemetry)
     if settings.cors_origins:
         app.add_middleware(

@@ -148,7 +148,7 @@ def test_curl_examples_fit_the_routes(operation: Callable[[Curl], dict[str, Any]
 def test_the_route_table_is_complete(openapi: dict[str, Any]) -> None:
     documented = {span for row in table(API, "route") for span in code_spans(row[0])}
     built = {f"{verb.upper()} {path}" for path, verbs in openapi["paths"].items() for verb in verbs}
-    assert documented == built | {"GET /docs", "GET /openapi.json"}
+    assert documented == built | {"GET /", "GET /docs", "GET /openapi.json"}
 
 
 def test_every_request_header_of_the_api_is_documented(openapi: dict[str, Any]) -> None:
