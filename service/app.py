@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from models.checkpoint import Checkpoint, load, resolve
 from service.api import classify, open_inference, open_inference_control, openapi, ops, page
+from service.api.key_file import KeyFile
 from service.api.middleware import LastWord, RequestEnvelope
 from service.api.problems import Problems
 from service.api.state import ServiceState
@@ -22,13 +23,17 @@ from service.hosting import HostedModel, check_policy, chosen_device, gate_decis
 from service.images import ImageDecoder
 from service.latency import LatencyTable
 from service.pipeline import Pipeline
-from service.settings import Settings
+from service.quota import Limit
+from service.redis_client import RedisClient
+from service.settings import SettingError, Settings
+from service.store import Cache, MemoryCache, MemoryQuotas, Quotas, RedisCache, RedisQuotas
 from service.telemetry import Telemetry
 
 log = structlog.get_logger()
 
 EXPOSED_HEADERS = [
     "Slice-Width", "Slice-Gate-Width", "Slice-Reason", "Compute-MAdds", "Server-Timing", "X-Request-ID", "Retry-After",
+    "RateLimit", "RateLimit-Policy",
     "Inference-Header-Content-Length",
 ]  # fmt: skip
 DRAIN_POLL_S = 0.02
@@ -53,7 +58,18 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
     telemetry = Telemetry()
     telemetry.build_info.labels(version("slicewise")).set(1)
     decoder = ImageDecoder(settings.decoder_threads, settings.image_limit_pixels)
-    state = ServiceState(settings, telemetry, Pipeline(decoder, telemetry))
+    stores = Stores(settings, telemetry)
+    limit = default_limit(settings)
+    keys = None if settings.keys_file is None else KeyFile(settings.keys_file, limit, settings.quota_burst_s)
+    has_quotas = keys is not None or limit is not None
+    state = ServiceState(
+        settings,
+        telemetry,
+        Pipeline(decoder, telemetry, stores.cache),
+        keys,
+        stores.quotas if has_quotas else None,
+        limit,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,6 +84,7 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
             await refuse_the_rest(state)
             decoder.close()
             state.parser.shutdown(wait=False)
+            await stores.close()
 
     app = FastAPI(
         title="Slicewise",
@@ -81,7 +98,7 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
     )
     app.state.service = state
     Problems(telemetry).install(app)
-    openapi.install(app)
+    openapi.install(app, asks_for_keys=keys is not None)
     app.include_router(classify.router)
     app.include_router(ops.router)
     app.include_router(open_inference.router)
@@ -95,6 +112,41 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
         )  # fmt: skip
     app.add_middleware(RequestEnvelope, telemetry=telemetry)
     return app
+
+
+def default_limit(settings: Settings) -> Limit | None:
+    """The quota of clients for whom no key names another; SettingError when it is too large to count with."""
+    if not settings.quota_madds_per_s:
+        return None
+    try:
+        return Limit(settings.quota_madds_per_s, settings.quota_burst_s)
+    except ValueError as error:
+        raise SettingError(f"settings quota_madds_per_s and quota_burst_s: {error}") from error
+
+
+class Stores:
+    """What outlives a request and is no model: cached answers and quotas, in Redis or in memory."""
+
+    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+        self._redis: RedisClient | None = None
+        self.cache: Cache | None = None
+        self.quotas: Quotas = MemoryQuotas()
+        if settings.redis_url is not None:
+            timeout_s, url = settings.redis_timeout_ms / 1e3, settings.redis_url.get_secret_value()
+            self._redis = RedisClient(url, timeout_s, settings.redis_retry_s, telemetry)
+            self.quotas = RedisQuotas(self._redis)
+        if settings.cache_enabled and self._redis is not None:
+            self.cache = RedisCache(self._redis, settings.cache_ttl_s)
+        elif settings.cache_enabled:
+            self.cache = MemoryCache(settings.cache_limit_bytes, settings.cache_ttl_s)
+
+    async def close(self) -> None:
+        """Send what is on its way, within the bounds of the calls, and close the connections."""
+        await self.quotas.close()
+        if self.cache is not None:
+            await self.cache.close()
+        if self._redis is not None:
+            await self._redis.close()
 
 
 async def _warm_all(state: ServiceState, checkpoints: Mapping[str, Checkpoint]) -> None:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -42,6 +42,7 @@ class Order:
 
     deadline_s  monotonic, inf without one. due_s orders the queues.
     place       as the scheduler expects it; the batcher sees to it that it is given back.
+    spend       is told what was computed for the image, in MAdds, also when that is after its answer.
     """
 
     image: Image
@@ -51,6 +52,7 @@ class Order:
     deadline_s: float = math.inf
     urgency: int = 3
     place: int = -1
+    spend: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,12 @@ class Outcome:
 
 
 class Ticket:
-    """The promise of one entry: its future, and whether a worker holds it now."""
+    """The promise of one entry: its future, whether a worker holds it now, and who pays for it."""
 
-    __slots__ = ("future", "running")
+    __slots__ = ("future", "running", "spend")
 
-    def __init__(self, future: asyncio.Future[Outcome]) -> None:
-        self.future, self.running = future, False
+    def __init__(self, future: asyncio.Future[Outcome], spend: Callable[[int], None] | None) -> None:
+        self.future, self.running, self.spend = future, False, spend
 
     def done(self) -> bool:
         return self.future.done()
@@ -122,7 +124,7 @@ class Batcher:
             raise DrainingError("the model is shutting down", DRAIN_RETRY_S)
         if self.waiting >= self._capacity:
             self._drop(self._scheduler.prune(now_s))
-        ticket = Ticket(asyncio.get_running_loop().create_future())
+        ticket = Ticket(asyncio.get_running_loop().create_future(), order.spend)
         entry = Entry(
             promise=ticket, payload=order.image, window=order.window, arrived_s=order.arrived_s, due_s=order.due_s,
             queued_s=now_s, deadline_s=order.deadline_s, urgency=order.urgency, place=order.place,
@@ -249,10 +251,11 @@ class Batcher:
 
     def _answer(self, entry: Entry, route: Route, logits_K: F32, began_s: float, trunk_s: float, body_s: float) -> None:
         """Account one computed image and keep its promise; ``began_s``: when a worker took its last batch up."""
-        self._telemetry.body_row(route)
+        madds = self._telemetry.body_row(route)
         if not np.isfinite(logits_K).all():
             _break(entry, BackendError("the model answered this image with numbers that are not finite"))
             return
+        _charge(entry, madds)
         queue_s = entry.waited_s + began_s - entry.queued_s
         gate_logits_G = None if entry.look is None else entry.payload.gate_logits_G
         _keep(entry, Outcome(logits_K, gate_logits_G, route, queue_s, trunk_s, body_s))
@@ -281,21 +284,29 @@ class Batcher:
         for reason, entries in (("cancelled", selection.cancelled), ("expired", selection.expired)):
             for entry in entries:
                 dropped.labels(reason).inc()
-                self._forget_trunk_row(entry)
+                _charge(entry, self._forget_trunk_row(entry))
                 _break(
                     entry,
                     DeadlineExceededError("the deadline could not be met any more, the image has waited", "expired"),
                 )
 
-    def _forget_trunk_row(self, entry: Entry) -> None:
-        """Account the trunk row of an entry whose body will never run."""
-        if entry.look is not None:
-            self._telemetry.trunk_row(None, True)
+    def _forget_trunk_row(self, entry: Entry) -> int:
+        """Account the trunk row of an entry whose body will never run; its MAdds, 0 if it has not run.
+
+        Who left or set the deadline pays for it; for what we gave up or failed to compute nobody does.
+        """
+        return 0 if entry.look is None else self._telemetry.trunk_row(None, True)
 
 
 def _missed(order: Order, outcome: str) -> DeadlineExceededError:
     budget_ms = (order.deadline_s - order.arrived_s) * 1e3
     return DeadlineExceededError(f"no answer within the latency budget of {budget_ms:g} ms", outcome)
+
+
+def _charge(entry: Entry, madds: int) -> None:
+    assert isinstance(entry.promise, Ticket), "submit makes the tickets: this is a bug"
+    if madds and entry.promise.spend is not None:
+        entry.promise.spend(madds)
 
 
 def _set_running(entry: Entry, running: bool) -> None:

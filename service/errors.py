@@ -3,6 +3,7 @@
 SlicewiseError
 ├── BadRequestError             malformed header, query, JSON; unknown slice index
 ├── BadImageError               the image does not decode
+├── UnauthorizedError           no key, or not one of this service
 ├── ForbiddenError              not for this caller, or switched off
 ├── NotFoundError               unknown model, version or path
 ├── RequestTimeoutError         the request's bytes did not arrive in time
@@ -12,10 +13,13 @@ SlicewiseError
 ├── NotBuiltError               an extension of the protocol that this service does not have
 ├── BackendError                the model failed on this batch
 ├── OverloadError               try again later; carries retry_after_s
+│   ├── QuotaError              the client's own compute is spent
 │   ├── QueueFullError
 │   ├── DrainingError
 │   └── LoadingError
 └── DeadlineExceededError       deadline unreachable or passed
+
+StoreError                      no client is told: the shared store is away, and the service goes on without it
 
 Every message says what was given and what is allowed, with units.
 """
@@ -33,6 +37,10 @@ class BadRequestError(SlicewiseError):
 
 class BadImageError(SlicewiseError):
     """The bytes do not decode to an image."""
+
+
+class UnauthorizedError(SlicewiseError):
+    """No key where one is required, or one that is not known."""
 
 
 class ForbiddenError(SlicewiseError):
@@ -83,6 +91,10 @@ class OverloadError(SlicewiseError):
         self.retry_after_s = retry_after_s
 
 
+class QuotaError(OverloadError):
+    """The client has spent the compute that is granted to it."""
+
+
 class QueueFullError(OverloadError):
     """The bounded queue is full."""
 
@@ -105,3 +117,7 @@ class DeadlineExceededError(SlicewiseError):
     def __init__(self, message: str, outcome: str) -> None:
         super().__init__(message)
         self.outcome = outcome
+
+
+class StoreError(Exception):
+    """The shared store did not answer in time, answered with an error, or is not asked because it is away."""

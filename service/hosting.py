@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import structlog
 import torch
@@ -12,6 +13,7 @@ import torch
 from models.checkpoint import Checkpoint, Manifest
 from models.decision import GateDecision
 from models.machine import processor_id
+from service import caching
 from service.admission import check_room, refuse_deadline, retry_after_s
 from service.batcher import Batcher
 from service.engine.base import Engine
@@ -134,6 +136,9 @@ class HostedModel:
         self.slices = slice_facts(manifest)
         default = manifest.gate.default_point
         self.operating_point = default if settings.operating_point is None else settings.operating_point
+        self.cache_scope = caching.scope(
+            manifest.digest, manifest.to_json(), self.operating_point, version("slicewise")
+        )
         self.workers, self.capacity = warm.engine.workers, settings.queue_capacity_images
         self.admitted = 0
         self.telemetry = ModelTelemetry(telemetry, ModelLabels(manifest.name, str(manifest.version)), self.slices)

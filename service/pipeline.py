@@ -1,18 +1,20 @@
-"""The straight path of one image, top to bottom: budgets, admission, decode, batcher, answer."""
+"""The straight path of one image, top to bottom: budgets, admission, cache, decode, batcher, answer."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service import caching
 from service.batcher import Order, Outcome
+from service.caching import Answer
 from service.engine.base import Image
 from service.errors import (
     BackendError,
@@ -21,11 +23,13 @@ from service.errors import (
     InfeasibleBudgetError,
     OverloadError,
     SlicewiseError,
+    StoreError,
 )
 from service.hosting import HostedModel
 from service.images import Decoded, ImageDecoder
-from service.request import Budget, Prediction, Timings, Window
+from service.request import Budget, Prediction, Route, Timings, Window
 from service.routing import window
+from service.store import Cache
 from service.telemetry import Telemetry, child
 
 DEFAULT_TOP_K = 5
@@ -35,7 +39,9 @@ DEFAULT_TOP_K = 5
 class ImageRequest:
     """One image as it came off the wire. arrived_s: monotonic, when its last byte was there.
 
-    data  the encoded image, or normalised float32 [3, H, W] of the model's input size.
+    data            the encoded image, or normalised float32 [3, H, W] of the model's input size.
+    bypasses_cache  to be computed whatever is kept, and not kept.
+    spend           is told what was computed for the image, in MAdds; None when nobody pays.
     """
 
     data: bytes | NDArray[np.float32]
@@ -43,13 +49,15 @@ class ImageRequest:
     allowed: Window
     top_k: int
     arrived_s: float
+    bypasses_cache: bool = False
+    spend: Callable[[int], None] | None = None
 
 
 class Pipeline:
     """Everything between the wire and a model's batcher. Used on the event loop only."""
 
-    def __init__(self, decoder: ImageDecoder, telemetry: Telemetry) -> None:
-        self._decoder, self._telemetry = decoder, telemetry
+    def __init__(self, decoder: ImageDecoder, telemetry: Telemetry, cache: Cache | None = None) -> None:
+        self._decoder, self._telemetry, self._cache = decoder, telemetry, cache
 
     def precheck(self, model: HostedModel, budget: Budget) -> Window:
         """The slices that the budgets allow; refuses before the body is read what no body could mend.
@@ -133,6 +141,48 @@ class Pipeline:
             model.give_back_places(len(requests))
 
     async def _classify(self, model: HostedModel, request: ImageRequest) -> Prediction:
+        if self._cache is None:
+            return (await self._compute(model, request))[0]
+        key = await self._cache_key(model, request)
+        if key is None:
+            child(self._telemetry.cache_requests, "bypass").inc()
+            return (await self._compute(model, request))[0]
+        kept = await self._kept(self._cache, model, request, key)
+        if kept is not None:
+            return kept
+        prediction, outcome = await self._compute(model, request)
+        if caching.storable(outcome.route) and outcome.gate_logits_G is not None:
+            self._cache.keep(key, Answer(outcome.route, outcome.logits_K, outcome.gate_logits_G))
+        return prediction
+
+    async def _cache_key(self, model: HostedModel, request: ImageRequest) -> str | None:
+        """Under which answers for the image are kept; None for one that has to be computed."""
+        if request.bypasses_cache or request.allowed.forced is not None or isinstance(request.data, np.ndarray):
+            return None
+        return caching.key(model.cache_scope, await self._decoder.digest(request.data))
+
+    async def _kept(self, cache: Cache, model: HostedModel, request: ImageRequest, key: str) -> Prediction | None:
+        """The image's answer from the cache; None when there is none or the cache is away."""
+        began_s = time.monotonic()
+        limit_s = None
+        if request.budget.latency_s is not None:  # at most half of what is left: the rest is for computing
+            limit_s = max(0.0, request.arrived_s + request.budget.latency_s - began_s) / 2
+        try:
+            found = await cache.find(key, request.allowed, len(model.manifest.classes), limit_s)
+        except StoreError:
+            child(self._telemetry.cache_requests, "error").inc()
+            return None
+        lookup_s = time.monotonic() - began_s
+        child(self._telemetry.cache_requests, "miss" if found is None else "hit").inc()
+        if found is None:
+            model.telemetry.tally.cache_miss.add(lookup_s)
+            return None
+        timings = Timings(total_s=time.monotonic() - request.arrived_s)
+        model.telemetry.tally.remembered(timings.total_s, lookup_s)
+        logits = Logits(found.route, found.logits_K, found.gate_logits_G)
+        return render(model, logits, request.top_k, timings, cached=True)
+
+    async def _compute(self, model: HostedModel, request: ImageRequest) -> tuple[Prediction, Outcome]:
         agreed = model.expect(request.budget, request.allowed, request.arrived_s, time.monotonic())
         try:
             image, decoded = await self._image(model, request.data, agreed.deadline_s)
@@ -141,12 +191,20 @@ class Pipeline:
             raise
         order = Order(
             image, request.allowed, request.arrived_s, agreed.due_s, agreed.deadline_s,
-            request.budget.urgency, agreed.place,
+            request.budget.urgency, agreed.place, request.spend,
         )  # fmt: skip
         outcome = await model.batcher.submit(order)
-        prediction = render(model, outcome, request, decoded)
+        timings = Timings(
+            decode_s=0.0 if decoded is None else decoded.decode_s,
+            queue_s=outcome.queue_s + (0.0 if decoded is None else decoded.waited_s),
+            trunk_s=outcome.trunk_s,
+            body_s=outcome.body_s,
+            total_s=time.monotonic() - request.arrived_s,
+        )
+        logits = Logits(outcome.route, outcome.logits_K, outcome.gate_logits_G)
+        prediction = render(model, logits, request.top_k, timings)
         model.telemetry.answered(prediction.route, prediction.timings)
-        return prediction
+        return prediction, outcome
 
     async def _image(
         self, model: HostedModel, data: bytes | NDArray[np.float32], deadline_s: float
@@ -217,26 +275,30 @@ def check_top_k(top_k: int | None, classes: int) -> int:
     return top_k
 
 
-def render(model: HostedModel, outcome: Outcome, request: ImageRequest, decoded: Decoded | None) -> Prediction:
-    """Logits -> probabilities, highest first, with the cost that was really spent."""
-    logits_K = outcome.logits_K.astype(np.float64)
+@dataclass(frozen=True, slots=True, eq=False)
+class Logits:
+    """What a slice said of an image, now or for an earlier request; gate_logits_G: None when the gate did not run."""
+
+    route: Route
+    logits_K: NDArray[np.float32]
+    gate_logits_G: NDArray[np.float32] | None
+
+
+def render(model: HostedModel, logits: Logits, top_k: int, timings: Timings, cached: bool = False) -> Prediction:
+    """Logits -> probabilities, highest first, with the cost of the slice that gave them."""
+    logits_K = logits.logits_K.astype(np.float64)
     exponentials_K = np.exp(logits_K - logits_K.max())
     probabilities_K = exponentials_K / exponentials_K.sum()
-    best = np.argsort(-probabilities_K, kind="stable")[: request.top_k]
-    facts = model.slices[outcome.route.width]
+    best = np.argsort(-probabilities_K, kind="stable")[:top_k]
+    facts = model.slices[logits.route.width]
     return Prediction(
         indices=tuple(map(int, best)),
         probabilities=tuple(float(p) for p in probabilities_K[best]),
-        route=outcome.route,
-        madds=facts.madds_published if outcome.route.gate_width is None else facts.madds_served,
-        timings=Timings(
-            decode_s=0.0 if decoded is None else decoded.decode_s,
-            queue_s=outcome.queue_s + (0.0 if decoded is None else decoded.waited_s),
-            trunk_s=outcome.trunk_s,
-            body_s=outcome.body_s,
-            total_s=time.monotonic() - request.arrived_s,
-        ),
-        logits_K=outcome.logits_K,
+        route=logits.route,
+        madds=facts.madds_published if logits.route.gate_width is None else facts.madds_served,
+        timings=timings,
+        logits_K=logits.logits_K,
         probabilities_K=probabilities_K,
-        gate_logits_G=outcome.gate_logits_G,
+        gate_logits_G=logits.gate_logits_G,
+        cached=cached,
     )

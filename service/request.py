@@ -181,7 +181,9 @@ class Timings:
 class Prediction:
     """One image's answer: class probabilities (highest first, indices beside them) and its route.
 
+    madds                      what an image costs at this slice; spent_madds: what this one did, 0 from the cache.
     logits_K, probabilities_K  of all classes. gate_logits_G: None when the gate did not run.
+    cached                     computed for an earlier request; the route is the one of that.
     """
 
     indices: tuple[int, ...]
@@ -192,3 +194,9 @@ class Prediction:
     logits_K: NDArray[np.float32] = field(compare=False)
     probabilities_K: NDArray[np.float64] = field(compare=False)
     gate_logits_G: NDArray[np.float32] | None = field(compare=False)
+    cached: bool = False
+
+    @property
+    def spent_madds(self) -> int:
+        """MAdds that were computed for this answer."""
+        return 0 if self.cached else self.madds

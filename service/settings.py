@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import platformdirs
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
@@ -96,6 +96,40 @@ class Settings(BaseSettings):
         None,
         description="folder for profiles and optimised graphs of this machine; the user's cache folder when absent. "
         "Where it cannot be written, every start makes them again",
+    )
+
+    keys_file: Path | None = Field(
+        None, description="TOML file of clients' keys; without one nobody is asked for a key. Read anew when it changes"
+    )
+    quota_madds_per_s: int = Field(
+        0,
+        ge=0,
+        description="compute that each client may use in the long run; 0 = no quota. A client is a key, or an address "
+        "where no keys are asked for",
+    )
+    quota_burst_s: int = Field(
+        10, ge=1, le=86_400, description="seconds of a quota that a client may save up; longer lets it load the "
+        "machine alone for longer"
+    )  # fmt: skip
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis in which replicas share cached answers and quotas; without one each process has its own. "
+        "The service runs on without it when it is away",
+    )
+    redis_timeout_ms: float = Field(
+        20.0, gt=0, le=1000, description="time for one call to Redis; shorter gives up sooner, and misses more answers"
+    )
+    redis_retry_s: float = Field(
+        1.0, gt=0, description="after which a Redis that is away is tried again, by a single request that may wait"
+    )
+    cache_enabled: bool = Field(
+        False, description="answer images that were seen before from a cache of answers, at no compute"
+    )
+    cache_ttl_s: int = Field(
+        3600, ge=1, description="how long an answer is kept; it never becomes wrong, longer only holds more memory"
+    )
+    cache_limit_bytes: int = Field(
+        64 * 2**20, ge=1, description="memory of the cache without redis_url; the answers used longest ago go first"
     )
 
     body_limit_bytes: int = Field(

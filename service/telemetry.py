@@ -81,6 +81,18 @@ class Telemetry:
             ["kind", "result"],
             registry=registry,
         )
+        self.cache_requests = Counter(
+            "slicewise_cache_requests_total",
+            "Images by what the answer cache said; error: it is away, and the image was computed.",
+            ["result"],
+            registry=registry,
+        )
+        self.store_failures = Counter(
+            "slicewise_store_failures_total",
+            "Calls to the shared store that failed, or were not made because it is away: find, keep, admit, charge.",
+            ["kind"],
+            registry=registry,
+        )
         self.build_info = Gauge("slicewise_build_info", "1; which build runs.", ["version"], registry=registry)
         self._declare_images()
         self._declare_batches()
@@ -246,18 +258,20 @@ class ModelTelemetry:
         if width is not None:
             self.tally.body_done(rows, seconds)
 
-    def trunk_row(self, width: int | None, gate_ran: bool) -> None:
-        """Account one trunk row when its fate is known: the width its body ran at, or None."""
+    def trunk_row(self, width: int | None, gate_ran: bool) -> int:
+        """Account one trunk row when its fate is known: the width its body ran at, or None. Returns its MAdds."""
         cost = self._trunk_madds + (self._slimming_madds if gate_ran else 0)
         model, version = self.labels.model, self.labels.version
         child(self.telemetry.madds, model, version, width_label(width, "none"), "trunk").inc(cost)
+        return cost
 
-    def body_row(self, route: Route) -> None:
-        """Account one image whose body ran."""
-        self.trunk_row(route.width, route.gate_width is not None)
+    def body_row(self, route: Route) -> int:
+        """Account one image whose body ran. Returns what it cost in all, in MAdds."""
+        trunk_cost = self.trunk_row(route.width, route.gate_width is not None)
         model, version, width = self.labels.model, self.labels.version, str(route.width)
         cost = self.slices[route.width].madds_published - self._trunk_madds
         child(self.telemetry.madds, model, version, width, "body").inc(cost)
+        return trunk_cost + cost
 
     def answered(self, route: Route, timings: Timings) -> None:
         """Account one image that was answered by computing."""

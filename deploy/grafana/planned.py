@@ -6,37 +6,10 @@ section of ``slices`` or ``serving`` and write the files anew.
 
 from __future__ import annotations
 
-from deploy.grafana.panels import About, Planned, Query, graph, shares, stacked
-from deploy.grafana.queries import REJECTIONS, rate, share, total
-
-CACHE = "slicewise_cache_requests_total"
+from deploy.grafana.panels import About, Planned, Query, graph, stacked
+from deploy.grafana.queries import rate, total
 
 PLANNED: tuple[Planned, ...] = (
-    Planned(
-        CACHE,
-        graph(
-            About(
-                "Cache",
-                "Share of images by what the cache said. error: the store is away, and every image is computed. Few "
-                "hits with many repeats: entries expire too soon.",
-                "percentunit",
-            ),
-            Query(share("result", rate(CACHE)), "{{result}}"),
-            change=shares,
-        ),
-    ),
-    Planned(
-        "quota",
-        graph(
-            About(
-                "Refused for a spent quota",
-                "Requests whose client has spent its compute. One client's business, unless it rises for all at once: "
-                "then look at the quota's setting.",
-                "reqps",
-            ),
-            Query(total("reason", rate(REJECTIONS, 'reason="quota"')), "{{reason}}"),
-        ),
-    ),
     Planned(
         "slicewise_padded_rows_total",
         graph(

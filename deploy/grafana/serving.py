@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.grafana.panels import About, Query, Section, graph, heat_map, stacked, up_to_one
+from deploy.grafana.panels import About, Query, Section, graph, heat_map, shares, stacked, up_to_one
 from deploy.grafana.queries import (
     BUDGETS,
     DURATION,
@@ -16,6 +16,7 @@ from deploy.grafana.queries import (
     quantile,
     rate,
     series,
+    share,
     total,
 )
 
@@ -244,6 +245,35 @@ def _errors() -> Section:
     )
 
 
+def _cache_and_quotas() -> Section:
+    return Section(
+        "Cache and quotas",
+        (
+            graph(
+                About(
+                    "Cache",
+                    "Share of images by what the cache said. error: the store is away, and every image is computed. "
+                    "Few hits with many repeats: entries expire too soon. Empty without cache_enabled.",
+                    "percentunit",
+                    12,
+                ),
+                Query(share("result", rate("slicewise_cache_requests_total")), "{{result}}"),
+                change=shares,
+            ),
+            graph(
+                About(
+                    "Refused for a spent quota",
+                    "Requests whose client has spent its compute. One client's business, unless it rises for all at "
+                    "once: then look at the quota's setting.",
+                    "reqps",
+                    12,
+                ),
+                Query(total("reason", rate(REJECTIONS, 'reason="quota"')), "{{reason}}"),
+            ),
+        ),
+    )
+
+
 def sections() -> tuple[Section, ...]:
     """These rows, top to bottom."""
-    return (_slo(), _latency(), _queues(), _batches(), _errors())
+    return (_slo(), _latency(), _queues(), _batches(), _errors(), _cache_and_quotas())

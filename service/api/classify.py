@@ -12,14 +12,14 @@ import orjson
 import structlog
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
 from service import errors
+from service.api.access import GuardedRoute, admit, bypasses_cache, granted
 from service.api.bodies import image_parts, one_image, read_body
 from service.api.budget_headers import parse_budget
-from service.api.problems import REQUEST_ID_HEADER, describe, header, responses
+from service.api.problems import QUOTA_HEADERS, REQUEST_ID_HEADER, describe, header, responses
 from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer, log_fields
 from service.api.state import Lease, ServiceState, state_of
 from service.hosting import HostedModel
@@ -57,21 +57,25 @@ _KNOBS = [
     ("Latency-Budget", "answered or refused by then: 25ms, 0.5s; a bare number is milliseconds"),
     ("Accuracy-Floor", "least accuracy of the slice: 0.90 in (0, 1], or 90%"),
     ("Slice-Width", "force a slice: an index, narrowest, widest, or auto"),
-    ("Priority", "RFC 9218 urgency: u=0..7, default 3, 0 is the most urgent; checked, and not acted on yet"),
+    ("Priority", "RFC 9218 urgency: u=0..7, default 3, 0 is the most urgent"),
+    ("Cache-Control", "no-cache: compute the answer, whatever the answer cache holds"),
     ("X-Request-ID", "[A-Za-z0-9._-]{1,128}; echoed"),
 ]
 _PARAMETERS = [
     {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
     for name, text in _KNOBS
 ]
-_SPENT = {"Compute-MAdds": header("served multiply-adds, summed over the images", "integer")}
+_SPENT = {
+    "Compute-MAdds": header("multiply-adds spent, summed over the images; 0 from the cache", "integer"),
+    **QUOTA_HEADERS,
+}
 _SERVED = {
     "Slice-Width": header("ladder index that was served", "integer"),
     "Slice-Gate-Width": header("what the gate wished; none when a forced width skipped it"),
     "Slice-Reason": header("why this slice"),
     "Server-Timing": header("milliseconds of decode, queue, trunk and body"),
 }
-_ERRORS = responses(400, 404, 405, 408, 413, 415, 422, 431, 500, 503, 504)
+_ERRORS = responses(400, 401, 404, 405, 408, 413, 415, 422, 429, 431, 500, 503, 504)
 
 
 def _body_doc(content: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +93,7 @@ class ClassifyQuery(BaseModel):
 _NO_QUERY = ClassifyQuery()
 
 
-class QueryRoute(APIRoute):
+class QueryRoute(GuardedRoute):
     """Calls its endpoint with the request and the validated query, without resolving dependencies anew for each.
 
     FastAPI documents the endpoint as ever; its general way costs about a tenth of what the event loop spends
@@ -103,7 +107,7 @@ class QueryRoute(APIRoute):
             answer: Response = await endpoint(request, _query(request))
             return answer
 
-        return handle
+        return self.guarded(handle)
 
 
 def _query(request: Request) -> ClassifyQuery:
@@ -129,15 +133,19 @@ class _Received:
     top_k: int
     body: bytes
     arrived_s: float
+    bypasses_cache: bool
+    spend: Callable[[int], None] | None
 
     def image(self, data: bytes) -> ImageRequest:
-        return ImageRequest(data, self.budget, self.allowed, self.top_k, self.arrived_s)
+        return ImageRequest(
+            data, self.budget, self.allowed, self.top_k, self.arrived_s, self.bypasses_cache, self.spend
+        )
 
 
 async def _receive(request: Request, lease: Lease, query: ClassifyQuery, limit_bytes: int) -> _Received:
     """Refuse what can be refused before the body is read, then read it."""
     state = state_of(request)
-    budget = parse_budget(request.scope["headers"])
+    budget = granted(request, parse_budget(request.scope["headers"]))
     try:
         model = state.find(query.model, query.version)
     except errors.OverloadError:
@@ -145,8 +153,9 @@ async def _receive(request: Request, lease: Lease, query: ClassifyQuery, limit_b
         raise
     top_k = check_top_k(query.top_k, len(model.manifest.classes))
     allowed = state.pipeline.precheck(model, budget)
+    spend = await admit(request, budget)
     body = await read_body(request, lease, limit_bytes, state.settings.body_timeout_s)
-    return _Received(model, budget, allowed, top_k, body, time.monotonic())
+    return _Received(model, budget, allowed, top_k, body, time.monotonic(), bypasses_cache(request), spend)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -215,7 +224,7 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
         results = await while_connected(request, state.pipeline.classify_many(hosted, work))
     began_s = time.perf_counter()
     answers = [image_answer(hosted, r) if isinstance(r, Prediction) else _image_problem(state, r) for r in results]
-    spent = sum(result.madds for result in results if isinstance(result, Prediction))
+    spent = sum(result.spent_madds for result in results if isinstance(result, Prediction))
     body = orjson.dumps(_answer(request, hosted, {"results": answers}))
     hosted.telemetry.encoded(time.perf_counter() - began_s)
     return Response(body, headers={"compute-madds": str(spent)}, media_type="application/json")

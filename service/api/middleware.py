@@ -9,6 +9,7 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.access import rate_limit_fields
 from service.api.budget_headers import request_id
 from service.api.problems import CLIENT_CLOSED_REQUEST, PROBES, problem_bytes
 from service.telemetry import Telemetry, child
@@ -36,7 +37,8 @@ class RequestEnvelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
+                about = [(b"x-request-id", identity.encode()), *rate_limit_fields(scope)]
+                message["headers"] = [*message["headers"], *about]
             await send(message)
 
         structlog.contextvars.clear_contextvars()

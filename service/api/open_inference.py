@@ -18,6 +18,7 @@ from fastapi import APIRouter, Request, Response
 
 from service import errors
 from service.api import budget_headers
+from service.api.access import GuardedRoute, admit, bypasses_cache, granted
 from service.api.bodies import read_body
 from service.api.classify import while_connected
 from service.api.open_inference_outputs import answer_parameters, output_tensors
@@ -38,14 +39,14 @@ from service.api.open_inference_schemas import (
     model_stats,
 )
 from service.api.open_inference_wire import F32, Call, Wanted, inflate, json_length, parse_call, render
-from service.api.problems import REQUEST_ID_HEADER, header, responses
+from service.api.problems import QUOTA_HEADERS, REQUEST_ID_HEADER, header, responses
 from service.api.schemas import answer_headers, log_fields
 from service.api.state import Lease, ServiceState, state_of
 from service.hosting import HostedModel
 from service.pipeline import ImageRequest
 from service.request import Budget, Prediction
 
-router = APIRouter(prefix="/v2", tags=["open inference"])
+router = APIRouter(prefix="/v2", tags=["open inference"], route_class=GuardedRoute)
 
 Answer = Callable[[Request, str, str | None], Coroutine[Any, Any, Response]]
 """What serves one of a model's routes: the request, the model's name, the version if one is named."""
@@ -64,7 +65,7 @@ _NOT_BUILT = (
 """Known paths of extensions that this service does not have: 501 says more than 404."""
 
 _LENGTH = {LENGTH_HEADER: header("bytes of JSON in front of the binary tensors; absent when all is JSON", "integer")}
-_MODEL_ERRORS = responses(404, 405, 431, 500, 503)
+_MODEL_ERRORS = responses(401, 404, 405, 431, 500, 503)
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _PARAMETERS = [
     {"name": name, "in": "header", "required": False, "description": grammar, "schema": {"type": "string"}}
@@ -90,7 +91,7 @@ def _json(data: object) -> Response:
     return Response(orjson.dumps(data), media_type="application/json")
 
 
-@router.get("", response_model=ServerMetadata, responses=responses(405, 431, 500))
+@router.get("", response_model=ServerMetadata, responses=responses(401, 405, 431, 500))
 async def server_metadata(request: Request) -> Response:
     """What this server is, and the extensions that work."""
     control = ["model_repository"] if state_of(request).settings.model_control == "explicit" else []
@@ -111,7 +112,7 @@ async def ready(request: Request) -> Response:
     return _json({"ready": True})
 
 
-@router.get("/models/stats", response_model=Statistics, responses=responses(405, 431, 500, 503))
+@router.get("/models/stats", response_model=Statistics, responses=responses(401, 405, 431, 500, 503))
 async def all_statistics(request: Request) -> Response:
     """What every served model has done since it was loaded."""
     state = state_of(request)
@@ -171,6 +172,7 @@ async def _receive(request: Request, lease: Lease, name: str, version: str | Non
     stated = budget_headers.parse_budget(request.scope["headers"])
     model = _found(state, name, version, stated)
     state.pipeline.precheck(model, stated)
+    spend = await admit(request, stated)
     json_bytes = json_length(_raw(request, LENGTH_HEADER))
     limit = settings.body_limit_bytes if json_bytes is None else settings.batch_body_limit_bytes
     body = await read_body(request, lease, limit, settings.body_timeout_s)
@@ -178,10 +180,11 @@ async def _receive(request: Request, lease: Lease, name: str, version: str | Non
     spec = model.manifest.input
     allowed = InputShape(spec.height, spec.width, settings.batch_limit_images)
     call, images = await _parsed(request, lease, body, json_bytes, allowed)
-    budget = merged_budget(stated, call.parameters, len(model.slices) - 1)
+    budget = granted(request, merged_budget(stated, call.parameters, len(model.slices) - 1))
     outputs = wanted_outputs(call, budget.forced is not None)
     window = state.pipeline.precheck(model, budget)
-    requests = [ImageRequest(image, budget, window, 1, arrived_s) for image in images]
+    bypasses = bypasses_cache(request)
+    requests = [ImageRequest(image, budget, window, 1, arrived_s, bypasses, spend) for image in images]
     return _Received(model, call.id, requests, outputs)
 
 
@@ -223,7 +226,7 @@ def _answer(request: Request, received: _Received, predictions: Sequence[Predict
     if len(predictions) == 1:
         headers = answer_headers(predictions[0])
     else:
-        headers = {"compute-madds": str(sum(prediction.madds for prediction in predictions))}
+        headers = {"compute-madds": str(sum(prediction.spent_madds for prediction in predictions))}
     about: dict[str, Any] = {"model_name": manifest.name, "model_version": str(manifest.version)}
     if received.id:
         about["id"] = received.id
@@ -261,12 +264,13 @@ _INFER: dict[str, Any] = {
         200: {
             "content": _BINARY,
             "headers": {
-                "Compute-MAdds": header("served multiply-adds, summed over the images", "integer"),
+                "Compute-MAdds": header("multiply-adds spent, summed over the images; 0 from the cache", "integer"),
+                **QUOTA_HEADERS,
                 **_LENGTH,
                 **REQUEST_ID_HEADER,
             },
         },
-        **responses(400, 404, 405, 408, 413, 415, 422, 431, 500, 501, 503, 504),
+        **responses(400, 401, 404, 405, 408, 413, 415, 422, 429, 431, 500, 501, 503, 504),
     },
     "openapi_extra": _infer_body(),
 }

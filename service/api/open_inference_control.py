@@ -18,6 +18,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from models.checkpoint import Checkpoint, CheckpointError, load, models_in, read_manifest, resolve, versions
+from service.api.access import AdminRoute
 from service.api.bodies import read_body
 from service.api.open_inference_schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest, json_body
 from service.api.open_inference_wire import parse_object
@@ -27,14 +28,14 @@ from service.errors import BadRequestError, DrainingError, ForbiddenError, NotBu
 from service.hosting import HostedModel, WarmEngine, check_policy, gate_decision, warm_up
 from service.settings import SettingError, Settings
 
-router = APIRouter(prefix="/v2/repository", tags=["open inference"])
+router = APIRouter(prefix="/v2/repository", tags=["open inference"], route_class=AdminRoute)
 log = structlog.get_logger()
 
 BODY_LIMIT_BYTES = 65_536
 """Of a request to this extension; its longest honest one is a version policy."""
 RETIRE_POLL_S = 0.02
 
-_ERRORS = responses(400, 403, 404, 405, 408, 413, 431, 500, 501, 503)
+_ERRORS = responses(400, 401, 403, 404, 405, 408, 413, 431, 500, 501, 503)
 _OK: dict[int | str, dict[str, Any]] = {200: {"headers": REQUEST_ID_HEADER}}
 
 
@@ -42,7 +43,7 @@ _OK: dict[int | str, dict[str, Any]] = {200: {"headers": REQUEST_ID_HEADER}}
     "/index",
     response_model=list[IndexEntry],
     response_model_exclude_unset=True,
-    responses={**_OK, **responses(400, 405, 408, 413, 431, 500, 503)},
+    responses={**_OK, **responses(400, 401, 403, 405, 408, 413, 431, 500, 503)},
     openapi_extra=json_body(IndexRequest),
 )
 async def index(request: Request) -> Response:

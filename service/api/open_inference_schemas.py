@@ -97,7 +97,7 @@ class Duration(BaseModel):
 
 
 class InferenceStats(BaseModel):
-    """Per image; compute_output per answer. There is no cache."""
+    """Per image; compute_output per answer. Answers from the cache are among success."""
 
     success: Duration
     fail: Duration
@@ -281,7 +281,7 @@ def model_stats(model: HostedModel) -> dict[str, Any]:
         "name": model.manifest.name,
         "version": str(model.manifest.version),
         "last_inference": round(tally.last_unix_s * 1e3),
-        "inference_count": tally.success.count,
+        "inference_count": tally.success.count - tally.cache_hit.count,
         "execution_count": sum(body.count for body in tally.bodies.values()),
         "inference_stats": {
             "success": _duration(tally.success),
@@ -290,8 +290,8 @@ def model_stats(model: HostedModel) -> dict[str, Any]:
             "compute_input": _duration(tally.decode),
             "compute_infer": _duration(tally.infer),
             "compute_output": _duration(tally.encode),
-            "cache_hit": nothing,
-            "cache_miss": nothing,
+            "cache_hit": _duration(tally.cache_hit),
+            "cache_miss": _duration(tally.cache_miss),
         },
         "batch_stats": [
             {"batch_size": rows, "compute_input": nothing, "compute_infer": _duration(body), "compute_output": nothing}

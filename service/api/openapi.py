@@ -6,11 +6,18 @@ from typing import Any
 
 from fastapi import FastAPI
 
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 _ASSUMED = ("HTTPValidationError", "ValidationError")
 
 
-def install(app: FastAPI) -> None:
-    """Replace ``app.openapi``: FastAPI adds its own 422 to every route with a parameter; ours is a 400."""
+def install(app: FastAPI, asks_for_keys: bool) -> None:
+    """Replace ``app.openapi``: FastAPI adds its own 422 to every route with a parameter; ours is a 400.
+
+    asks_for_keys  routes that can answer 401 say how a key is shown.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -20,8 +27,12 @@ def install(app: FastAPI) -> None:
                 declared = operation["responses"].get("422", {})
                 if _ASSUMED[0] in str(declared.get("content", "")):
                     del operation["responses"]["422"]
+                if asks_for_keys and "401" in operation["responses"]:
+                    operation["security"] = [{name: []} for name in _SCHEMES]
         for name in _ASSUMED:
             document["components"]["schemas"].pop(name, None)
+        if asks_for_keys:
+            document["components"]["securitySchemes"] = _SCHEMES
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the documented way to change the document

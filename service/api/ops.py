@@ -11,12 +11,13 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from service.api.access import GuardedRoute
 from service.api.problems import responses
 from service.api.schemas import ModelInfo, ModelList, Status, model_info
 from service.api.state import state_of
 from service.errors import NotFoundError
 
-router = APIRouter()
+router = APIRouter(route_class=GuardedRoute)
 
 _STATIC = Path(fastapi_offline.__file__).parent / "static"
 _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
@@ -26,7 +27,7 @@ def _json(data: object) -> Response:
     return Response(orjson.dumps(data), media_type="application/json")
 
 
-@router.get("/v1/models", response_model=ModelList, responses=responses(405, 431, 500, 503), tags=["models"])
+@router.get("/v1/models", response_model=ModelList, responses=responses(401, 405, 431, 500, 503), tags=["models"])
 async def list_models(request: Request) -> Response:
     """Every hosted model, the default one first."""
     state = state_of(request)
@@ -34,7 +35,7 @@ async def list_models(request: Request) -> Response:
 
 
 @router.get(
-    "/v1/models/{model}", response_model=ModelInfo, responses=responses(404, 405, 431, 500, 503), tags=["models"]
+    "/v1/models/{model}", response_model=ModelInfo, responses=responses(401, 404, 405, 431, 500, 503), tags=["models"]
 )
 async def get_model(request: Request, model: str) -> Response:
     """One hosted model: per slice its cost, parameters, accuracy and measured latency."""

@@ -34,12 +34,14 @@ class Problem(BaseModel):
 TABLE: dict[type[errors.SlicewiseError], tuple[int, str]] = {
     errors.BadRequestError: (400, "bad_request"),
     errors.BadImageError: (400, "bad_image"),
+    errors.UnauthorizedError: (401, "unauthorized"),
     errors.ForbiddenError: (403, "forbidden"),
     errors.NotFoundError: (404, "not_found"),
     errors.RequestTimeoutError: (408, "timeout"),
     errors.TooLargeError: (413, "too_large"),
     errors.UnsupportedMediaTypeError: (415, "unsupported_media_type"),
     errors.InfeasibleBudgetError: (422, "infeasible_budget"),
+    errors.QuotaError: (429, "quota"),
     errors.NotBuiltError: (501, "not_implemented"),
     errors.BackendError: (500, "backend"),
     errors.QueueFullError: (503, "queue_full"),
@@ -50,6 +52,7 @@ TABLE: dict[type[errors.SlicewiseError], tuple[int, str]] = {
 
 DESCRIPTIONS = {
     400: "Malformed header, query, JSON or image.",
+    401: "No key where one is required, or one that is not known.",
     403: "Switched off, or not for this caller.",
     404: "Unknown model, version or path.",
     405: "Wrong verb.",
@@ -57,6 +60,7 @@ DESCRIPTIONS = {
     413: "Body, pixels or number of images over the limit.",
     415: "Not an image.",
     422: "No slice satisfies the budgets.",
+    429: "The client's own compute quota is spent; see Retry-After.",
     431: "More than 64 KiB or 256 header fields.",
     500: "The model failed on this batch, or a bug.",
     501: "An extension that is not built.",
@@ -71,6 +75,10 @@ def header(description: str, kind: str = "string") -> dict[str, Any]:
 
 
 REQUEST_ID_HEADER = {"X-Request-ID": header("the request's id: echoed, or made here")}
+QUOTA_HEADERS = {
+    "RateLimit-Policy": header("the client's quota in MAdds, where it has one: q in a window of w seconds"),
+    "RateLimit": header("MAdds that are left of it (r), and seconds until it is whole again (t)"),
+}
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -78,6 +86,11 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     declared: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         headers = dict(REQUEST_ID_HEADER)
+        if status == 401:
+            headers["WWW-Authenticate"] = header("Bearer")
+        if status == 429:
+            headers["Retry-After"] = header("whole seconds until the quota admits a request", "integer")
+            headers |= QUOTA_HEADERS
         if status == 503:
             headers["Retry-After"] = header("whole seconds, predicted from the backlog", "integer")
         declared[status] = {"model": Problem, "description": DESCRIPTIONS[status], "headers": headers}
@@ -121,6 +134,8 @@ class Problems:
         headers = {}
         if isinstance(error, errors.OverloadError):
             headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
         if status in (408, 413):  # the rest of the body is not read, so the connection cannot be used again
             headers["connection"] = "close"
         feasible = error.feasible if isinstance(error, errors.InfeasibleBudgetError) else None

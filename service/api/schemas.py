@@ -26,7 +26,7 @@ class ServedSlice(BaseModel):
     gate_width: int | None = Field(description="what the gate wished; null when a forced width skipped it")
     widest: int = Field(description="the widest ladder index of this model")
     reason: str
-    madds: int = Field(description="served multiply-adds of this image")
+    madds: int = Field(description="served multiply-adds of an image at this slice")
     accuracy: float | None = Field(description="top-1 of this slice on the test split; null until measured")
 
 
@@ -45,7 +45,7 @@ class ImageAnswer(BaseModel):
 
     predictions: list[ClassProbability]
     slice: ServedSlice
-    cached: bool
+    cached: bool = Field(description="computed for an earlier request; Compute-MAdds is 0 then")
     timings_ms: TimingsMs
 
 
@@ -172,7 +172,7 @@ def image_answer(model: HostedModel, prediction: Prediction) -> dict[str, Any]:
             "madds": prediction.madds,
             "accuracy": model.slices[route.width].accuracy,
         },
-        "cached": False,
+        "cached": prediction.cached,
         "timings_ms": timings_ms(timings),
     }
 
@@ -185,7 +185,7 @@ def answer_headers(prediction: Prediction) -> dict[str, str]:
         "slice-width": str(route.width),
         "slice-gate-width": "none" if route.gate_width is None else str(route.gate_width),
         "slice-reason": route.reason.value,
-        "compute-madds": str(prediction.madds),
+        "compute-madds": str(prediction.spent_madds),
         "server-timing": ", ".join(f"{name};dur={ms}" for name, ms in stages.items()),
     }
 
@@ -194,7 +194,13 @@ def log_fields(prediction: Prediction) -> dict[str, Any]:
     """What the request's log line says of its image."""
     route = prediction.route
     times = {f"{name}_ms": ms for name, ms in timings_ms(prediction.timings).items()}
-    return {"width": route.width, "gate_width": route.gate_width, "reason": route.reason.value, **times}
+    return {
+        "width": route.width,
+        "gate_width": route.gate_width,
+        "reason": route.reason.value,
+        "cached": prediction.cached,
+        **times,
+    }
 
 
 def model_info(model: HostedModel) -> dict[str, Any]:

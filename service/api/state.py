@@ -11,10 +11,13 @@ from typing import cast
 
 from starlette.requests import Request
 
+from service.api.key_file import KeyFile
 from service.errors import DrainingError, LoadingError, NotFoundError, QueueFullError
 from service.hosting import HostedModel
 from service.pipeline import Pipeline
+from service.quota import Limit
 from service.settings import Settings
+from service.store import Quotas
 from service.telemetry import Telemetry
 
 LOADING_RETRY_S = 5.0
@@ -51,6 +54,8 @@ class ServiceState:
     leases      the same, one each: a model that has been replaced is kept until those that found it are answered.
     retiring    models that have been replaced or unloaded, with what closes them.
     body_bytes  held by their bodies.
+    keys        of clients, None where nobody is asked for one.
+    quotas      what clients have left, None where nobody has a quota; limit: of clients whose key names none.
     parser      one thread for large bodies of JSON: what is made of them takes up to 30 times their size, so one
                 at a time, and Python would not parse two at once anyway.
     """
@@ -58,6 +63,9 @@ class ServiceState:
     settings: Settings
     telemetry: Telemetry
     pipeline: Pipeline
+    keys: KeyFile | None = None
+    quotas: Quotas | None = None
+    limit: Limit | None = None
     served: list[str] = field(init=False)
     models: dict[str, HostedModel] = field(default_factory=dict)
     retiring: dict[HostedModel, asyncio.Task[None]] = field(default_factory=dict)

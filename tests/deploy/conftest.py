@@ -1,6 +1,7 @@
 """A real service under a mixed load, and a real Prometheus that scrapes it every second."""
 
 import contextlib
+import hashlib
 import os
 import random
 import shutil
@@ -23,13 +24,21 @@ MODEL = "ds_resnet_tiny_cifar10"
 SETTINGS = {
     "model": MODEL, "workers": "1", "policy": "gate_slack", "default-slo-ms": "60", "queue-capacity-images": "96",
     "batch-limit-images": "64", "profile-limit-s": "0.2", "device": "cpu", "log-level": "error",
+    "cache-enabled": "true",
 }  # fmt: skip
 PATIENCE_S = 30
 IMAGES = [random_image(seed, size=32) for seed in range(16)]
 PNG = {"content-type": "image/png"}
+KEYS = {"load": "key of the load", "small": "key of one who asks for too much"}
+KEY_FILE = "\n".join(
+    f'[keys.{name}]\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\nquota = "{quota}"'
+    for (name, key), quota in zip(KEYS.items(), ("none", "1k"), strict=True)
+)
 # Every kind of budget and of bad request; whether one is met is the load's business.
 SINGLES: tuple[tuple[dict[str, str], bytes | None], ...] = (
     ({}, None),
+    ({"x-api-key": KEYS["small"]}, None),
+    ({"cache-control": "max-age=60"}, None),
     ({"compute-budget": "80%"}, None),
     ({"accuracy-floor": "0.74"}, None),
     ({"slice-width": "1"}, None),
@@ -101,7 +110,7 @@ def hang_up(client: httpx.Client, port: int, delay_s: float) -> None:
     Few images are looked at by the gate and wait for their bodies; many are not even looked at.
     """
     files = [("image", image) for image in (IMAGES * 3)[: random.choice((8, 16, 32, 48))]]
-    request = client.build_request("POST", "/v1/classify/batch", files=files)
+    request = client.build_request("POST", "/v1/classify/batch", files=files, headers={"cache-control": "no-cache"})
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(f"POST /v1/classify/batch HTTP/1.1\r\n{head}\r\n".encode() + request.read())
@@ -119,7 +128,7 @@ class Load:
 
     def _repeat(self, work: Callable[[httpx.Client], None]) -> None:
         try:
-            with httpx.Client(base_url=self.url, timeout=30) as client:
+            with httpx.Client(base_url=self.url, timeout=30, headers={"x-api-key": KEYS["load"]}) as client:
                 while not self._stop.is_set():
                     # Refused bodies may end in a reset; what is to be seen is what the service counts.
                     with contextlib.suppress(httpx.TransportError, ConnectionError):
@@ -129,13 +138,15 @@ class Load:
 
     def _singles(self, client: httpx.Client) -> None:
         for headers, body in SINGLES:
-            client.post("/v1/classify", content=body or random.choice(IMAGES), headers=PNG | headers)
+            # Most are to be computed, although the pictures are few and the cache would know them all.
+            own = {"cache-control": "no-cache"} | PNG | headers
+            client.post("/v1/classify", content=body or random.choice(IMAGES), headers=own)
             self._stop.wait(0.01)
 
     def _batches(self, client: httpx.Client) -> None:
         hang_up(client, self.port, random.uniform(0.002, 0.05))
         files = [("image", image) for image in IMAGES * 4]
-        client.post("/v1/classify/batch", files=files, headers={"latency-budget": "10s"})
+        client.post("/v1/classify/batch", files=files, headers={"latency-budget": "10s", "cache-control": "no-cache"})
         self._stop.wait(0.1)
 
     def __enter__(self) -> "Load":
@@ -208,8 +219,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     folder = tmp_path_factory.mktemp("prometheus")
     service_port, port = free_port(), free_port()
     service_url, url = f"http://127.0.0.1:{service_port}", f"http://127.0.0.1:{port}"
+    keys = folder / "keys.toml"
+    keys.write_text(KEY_FILE)
     flags = [part for name, value in SETTINGS.items() for part in (f"--{name}", value)]
-    service = [sys.executable, "-m", "service", "serve", "--port", str(service_port), *flags]
+    service = [sys.executable, "-m", "service", "serve", "--port", str(service_port), "--keys-file", str(keys), *flags]
     config = configure(folder / "config", service_port)
     scraper = [
         program, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}",

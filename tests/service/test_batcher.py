@@ -73,11 +73,11 @@ class Harness:
 
         self.batcher = Batcher(engine, self.scheduler, looks, model, capacity)
 
-    def submit(self, value, *, forced=None, deadline_s=math.inf):
+    def submit(self, value, *, forced=None, deadline_s=math.inf, spend=None):
         now_s, window = time.monotonic(), Window(0, 1, forced)
         due_s = min(deadline_s, now_s + 1)
         place = self.scheduler.expect(now_s, due_s, deadline_s < math.inf, window)
-        order = Order(np.array([value], np.float32), window, now_s, due_s, deadline_s, place=place)
+        order = Order(np.array([value], np.float32), window, now_s, due_s, deadline_s, place=place, spend=spend)
         return asyncio.ensure_future(self.batcher.submit(order))
 
     def metric(self, name, **labels):
@@ -306,3 +306,42 @@ async def test_the_ledger_is_exact_whatever_happens_to_the_images():
         images = h.metric("slicewise_batch_size_sum", model="m", width=str(width))
         body = h.metric("slicewise_madds_total", model="m", version="1", width=str(width), stage="body")
         assert body == images * (SLICES[width].madds_published - TRUNK_MADDS)
+
+
+async def test_callers_pay_what_the_ledger_says_and_nothing_for_what_failed():
+    h, paid = Harness(FakeEngine(), limit=1), []
+    for value, forced in ((2, None), (3, None), (4, 1)):
+        await h.submit(value, forced=forced, spend=paid.append)
+    assert paid == [110, 210, 200]
+    ledger = [
+        sample.value
+        for family in h.telemetry.registry.collect()
+        for sample in family.samples
+        if sample.name == "slicewise_madds_total"
+    ]
+    assert sum(paid) == sum(ledger)
+    h.engine.poison = {5, -6}
+    for value in (5, 6):
+        with pytest.raises(BackendError):
+            await h.submit(value, spend=paid.append)
+    assert len(paid) == 3
+
+
+async def test_who_leaves_after_the_trunk_pays_for_the_trunk():
+    h, paid = Harness(FakeEngine(), limit=1), []
+    began, go_on = threading.Event(), threading.Event()
+    gate = h.engine.gate
+
+    def slow_gate(inputs):
+        began.set()
+        assert go_on.wait(10)
+        return gate(inputs)
+
+    h.engine.gate = slow_gate
+    leaver = h.submit(2, spend=paid.append)
+    assert await asyncio.to_thread(began.wait, 10)
+    leaver.cancel()
+    go_on.set()
+    await asyncio.gather(leaver, return_exceptions=True)
+    await h.submit(4)
+    assert paid == [TRUNK_MADDS + 10]

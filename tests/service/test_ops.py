@@ -65,7 +65,9 @@ def test_openapi_declares_every_error_status_and_every_knob(client):
         }  # fmt: skip
         assert {"Compute-MAdds", "X-Request-ID"} <= set(operation["responses"]["200"]["headers"])
         assert "Retry-After" in operation["responses"]["503"]["headers"]
-    assert set(paths["/v1/models/{model}"]["get"]["responses"]) == {"200", "404", "405", "431", "500", "503"}
+    assert set(paths["/v1/models/{model}"]["get"]["responses"]) == {
+        "200", "401", "404", "405", "431", "500", "503",
+    }  # fmt: skip
     assert set(paths["/healthz"]["get"]["responses"]) == {"200", "405", "431", "500"}
 
 

@@ -39,6 +39,12 @@ def test_values_out_of_range_are_refused(arguments):
         settings(*arguments)
 
 
+def test_a_password_in_an_address_is_not_shown():
+    given = settings("--redis-url", "redis://user:hunter2@host")
+    assert "hunter2" not in f"{given} {given!r} {given.model_dump(mode='json')}"
+    assert "hunter2" in given.redis_url.get_secret_value()
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValidationError):
         settings().port = 1
