@@ -8,8 +8,8 @@ from typing import Any
 
 from loadtest.bars import TOLERANCE
 from loadtest.figures import Estimate, median_interval, pair_ratios
-from loadtest.report import machine_lines, table
 from loadtest.results import Machine
+from loadtest.tables import machine_lines, table
 
 Seconds = dict[str, list[float]]
 

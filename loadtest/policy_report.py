@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from loadtest.policy_plan import MEAN_SHARE, PEAK_SHARE, PEAK_WINDOW_S, TAUS, Capacity, Outcome, means
-from loadtest.report import machine_lines, table
 from loadtest.results import Machine
+from loadtest.tables import machine_lines, table
 
 OURS, RIVAL, BOUND, WIDEST = "gate_slack", "slackfit", "fixed:0", "fixed:widest"
 

@@ -149,7 +149,8 @@ def _twin(a: argparse.Namespace, capacity: Capacity) -> tuple[list[Outcome], Seq
             "--workers", str(capacity.workers), "--overhead-ms", f"{capacity.overhead_ms:.3f}", "--out", str(out),
         )  # fmt: skip
     found = json.loads((out / "simulation.json").read_bytes())
-    widest = max(str(run["policy"]) for run in found["runs"] if str(run["policy"]).startswith("fixed:"))
+    fixed = {str(run["policy"]) for run in found["runs"] if str(run["policy"]).startswith("fixed:")}
+    widest = max(fixed, key=lambda policy: int(policy.partition(":")[2]), default="")
     return list(_outcomes(found["runs"], widest)), found["comparisons"]
 
 

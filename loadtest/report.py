@@ -9,7 +9,8 @@ from loadtest.bars import FIGURES, PAIRS_NEEDED, SECONDS_NEEDED, TOLERANCE, Verd
 from loadtest.comparisons import GATE_BATCH, GATE_SINGLE, NAMES
 from loadtest.figures import median_interval
 from loadtest.plots import CDF, THROUGHPUT
-from loadtest.results import ArmRecord, Bar, ComparisonRecord, Machine, Metric, Results
+from loadtest.results import ArmRecord, Bar, ComparisonRecord, Metric, Results
+from loadtest.tables import machine_lines, table
 
 _ADJECTIVE = {Verdict.MET: "met", Verdict.MISSED: "**missed**", Verdict.UNPROVEN: "unproven"}
 
@@ -28,16 +29,6 @@ def markdown(results: Results) -> str:
     if overhead:
         lines += ["", "## Fixed cost of a single-image request", "", *overhead]
     return "\n".join(lines) + "\n"
-
-
-def machine_lines(machine: Machine) -> list[str]:
-    """What it was measured on."""
-    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
-    memory_gib = machine.memory_bytes / 2**30
-    return [
-        f"{machine.cpu}, {machine.cores} usable cores, {memory_gib:.1f} GiB, {machine.system}, "
-        f"Python {machine.python}. {packages}."
-    ]
 
 
 def _method() -> list[str]:
@@ -161,12 +152,3 @@ def _request_overhead(results: Results) -> list[str]:
         rows.append([alone.name, *(f"{cost_ms:.2f}" for cost_ms in (*costs_ms, costs_ms[0] - costs_ms[1]))])
     heads = ["arm", "alone, server CPU ms/image", "in a batch, server CPU ms/image", "difference, ms"]
     return table(heads, rows)
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [_row(heads), _row(["---"] * len(heads)), *(_row(row) for row in rows)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

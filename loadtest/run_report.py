@@ -15,6 +15,7 @@ from loadtest.figures import median_interval
 from loadtest.objectives import Finding
 from loadtest.outcomes import Answer, Figures
 from loadtest.results import Machine
+from loadtest.tables import table
 
 ARRIVALS_PLOT, WIDTHS_PLOT, LATENCY_PLOT = "arrivals.png", "widths.png", "latency.png"
 ATTAINMENT_PLOT, ACCURACY_PLOT = "attainment.png", "accuracy.png"
@@ -152,7 +153,7 @@ def markdown(record: RunRecord, plots: Sequence[str]) -> str:
         lines += [
             "## Objectives",
             "",
-            *_table(["objective", "measured", "verdict"], map(_finding, record.findings)),
+            *table(["objective", "measured", "verdict"], map(_finding, record.findings)),
             "",
         ]
     if record.windows:
@@ -169,7 +170,7 @@ def comparison_markdown(records: Sequence[RunRecord], plots: Sequence[str]) -> s
         "run", "trace", "mean, requests/s", "peak, requests/s", "attainment", "top-1 of the met", "p50 ms", "p99 ms",
         "mean MAdds", "late sends",
     ]  # fmt: skip
-    lines = ["# Open-loop runs", "", *_table(heads, [_run_row(record) for record in records]), ""]
+    lines = ["# Open-loop runs", "", *table(heads, [_run_row(record) for record in records]), ""]
     repeated = [group for group in repetitions(records) if len(group) > 1]
     if repeated:
         heads = [
@@ -179,7 +180,7 @@ def comparison_markdown(records: Sequence[RunRecord], plots: Sequence[str]) -> s
             "attainment, median (95 % interval)",
             "top-1 of the met, median (95 % interval)",
         ]
-        lines += ["## Repeated runs", "", *_table(heads, [_group_row(group) for group in repeated]), ""]
+        lines += ["## Repeated runs", "", *table(heads, [_group_row(group) for group in repeated]), ""]
     for name in plots:
         lines += [f"![{PLOT_TITLES[name]}]({name})", ""]
     return "\n".join(lines)
@@ -259,7 +260,7 @@ def _outcome(figures: Figures) -> list[str]:
         ["late sends", f"{figures.late_sends:,}"],
         ["lateness of sends, p99 and maximum, ms", ", ".join(map(_number, send_late_ms))],
     ]
-    return _table(["figure", "value"], rows)
+    return table(["figure", "value"], rows)
 
 
 def _finding(finding: Finding) -> list[str]:
@@ -269,7 +270,7 @@ def _finding(finding: Finding) -> list[str]:
 
 def _windows(windows: Sequence[Figures]) -> list[str]:
     heads = ["from s", "to s", "requests", "attainment", "top-1 of the met", "p50 ms", "p99 ms", "expired", "refused"]
-    return _table(
+    return table(
         heads,
         [
             [f"{w.start_s:g}", f"{w.end_s:g}", f"{w.requests:,}", _share(w.attainment), _share(w.top1),
@@ -286,7 +287,7 @@ def _counts(figures: Figures) -> list[str]:
         ("gate's wish", figures.gate_widths), ("reason", figures.reasons),
     ]  # fmt: skip
     rows = [[kind, name, f"{n:,}", f"{n / sum(c.values()):.1%}"] for kind, c in kinds for name, n in c.items() if n]
-    return _table(["of", "value", "requests", "share"], rows)
+    return table(["of", "value", "requests", "share"], rows)
 
 
 def _run_row(record: RunRecord) -> list[str]:
@@ -320,11 +321,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return _NOTHING
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [_row(heads), _row(["---"] * len(heads)), *(_row(row) for row in rows)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -80,36 +80,37 @@ class GateDecision:
         utility_NG: F32 = self.calibration.probabilities(gate_logits_NG)[:, self.choices] - self._penalty_G
         return utility_NG
 
-    def worth(self, gate_logits_NG: F32) -> F32:
+    def worth_of(self, utility_NG: F32) -> F32:
         """[N, G] in units of probability: of being right at a choice, less what the operating point asks for its cost.
 
-        Without a calibration (ours): the probability that a choice is wide enough, taking the softmax for the
-        probability that it is the narrowest one that is.
+        utility_NG  from ``utility``. Without a calibration, where these are the gate's logits (ours): the probability
+                    that a choice is wide enough, taking the softmax for the probability that it is the narrowest
+                    one that is.
         """
         if self.calibration is not None:
-            return self.utility(gate_logits_NG)
-        weight_NG = np.exp(gate_logits_NG - gate_logits_NG.max(1, keepdims=True))
+            return utility_NG
+        weight_NG = np.exp(utility_NG - utility_NG.max(1, keepdims=True))
         enough_NG: F32 = (weight_NG.cumsum(1) / weight_NG.sum(1, keepdims=True)).astype(np.float32)
         return enough_NG
 
     def widths(self, gate_logits_NG: F32) -> NDArray[np.int64]:
         """Ladder index [N] that the gate wishes for each image; ties go to the narrower."""
-        widths_N: NDArray[np.int64] = np.asarray(self.choices)[self.utility(gate_logits_NG).argmax(1)]
+        return self.widths_of(self.utility(gate_logits_NG))
+
+    def widths_of(self, utility_NG: F32) -> NDArray[np.int64]:
+        """The same from what ``utility`` gave."""
+        widths_N: NDArray[np.int64] = np.asarray(self.choices)[utility_NG.argmax(1)]
         return widths_N
 
-    def best(self, gate_logits_NG: F32) -> NDArray[np.int64]:
+    def best_of(self, utility_NG: F32) -> NDArray[np.int64]:
         """The widest ladder index [N] among the choices up to which P(right) does not fall from the wish on.
 
-        Wider than the wish where an image would gain and the operating point asks too much for it.
+        Wider than the wish where an image would gain and the operating point asks too much for it. Without a
+        calibration nothing is known beyond the wish.
         """
-        return self.best_of(self.utility(gate_logits_NG))
-
-    def best_of(self, utility_NG: F32) -> NDArray[np.int64]:
-        """The same from what ``utility`` gave. Without a calibration nothing is known beyond the wish."""
         wish_N = utility_NG.argmax(1)
         if self.calibration is None:
-            widths_N: NDArray[np.int64] = np.asarray(self.choices)[wish_N]
-            return widths_N
+            return self.widths_of(utility_NG)
         p_NG = utility_NG + self._penalty_G
         goes_on_NG = np.diff(p_NG, axis=1, prepend=p_NG[:, :1]) >= -ROUNDING
         goes_on_NG |= np.arange(len(self.choices)) <= wish_N[:, None]

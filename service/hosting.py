@@ -208,7 +208,8 @@ def looks_of(policy: Policy, decision: GateDecision) -> Looks:
     """What the policy remembers of images, from the gate's logits."""
 
     def looks(gate_logits_NG: F32) -> list[Look]:
-        worth_NG, wish_N = decision.worth(gate_logits_NG), decision.widths(gate_logits_NG)
-        return policy.looks(worth_NG, wish_N, decision.best(gate_logits_NG))
+        utility_NG = decision.utility(gate_logits_NG)
+        wish_N, best_N = decision.widths_of(utility_NG), decision.best_of(utility_NG)
+        return policy.looks(decision.worth_of(utility_NG), wish_N, best_N)
 
     return looks

@@ -96,17 +96,9 @@ class Pipeline:
             except SlicewiseError as error:
                 return error
 
-        try:
-            model.take_places(len(requests), min(request.budget.urgency for request in requests))
-        except SlicewiseError as error:
-            for request in requests:
-                self._count(request.budget, outcome_of(error)[1])
-            raise
-        try:
+        with self._places(model, requests):
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(request)) for request in requests]
-        finally:
-            model.give_back_places(len(requests))
         return [task.result() for task in tasks]
 
     async def classify_all(self, model: HostedModel, requests: list[ImageRequest]) -> list[Prediction]:
@@ -125,19 +117,27 @@ class Pipeline:
                     error.args = (f"image {index}: {error}",)
                 raise
 
+        with self._places(model, requests):
+            tasks = [asyncio.create_task(one(index, request)) for index, request in enumerate(requests)]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    @contextmanager
+    def _places(self, model: HostedModel, requests: list[ImageRequest]) -> Iterator[None]:
+        """Places in the queue for all of them or, counted for each, for none."""
         try:
             model.take_places(len(requests), min(request.budget.urgency for request in requests))
         except SlicewiseError as error:
             for request in requests:
                 self._count(request.budget, outcome_of(error)[1])
             raise
-        tasks = [asyncio.create_task(one(index, request)) for index, request in enumerate(requests)]
         try:
-            return await asyncio.gather(*tasks)
+            yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             model.give_back_places(len(requests))
 
     async def _classify(self, model: HostedModel, request: ImageRequest) -> Prediction:

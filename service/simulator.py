@@ -160,7 +160,7 @@ class Simulation:
         choices = np.asarray(decision.choices)
         cost_G = decision.lambda_ * np.asarray(decision.madds)[choices] / decision.madds[-1]
         utility_NG = self.known.p_right_IL[:, choices] - cost_G.astype(np.float32)
-        return policy.looks(utility_NG, choices[utility_NG.argmax(1)], decision.best_of(utility_NG))
+        return policy.looks(utility_NG, decision.widths_of(utility_NG), decision.best_of(utility_NG))
 
     def run(self) -> Iterator[Replay]:
         """Every trace under every policy, each beginning with the profile's times and empty queues."""

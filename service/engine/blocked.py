@@ -1,4 +1,4 @@
-"""A pass over graphs that ONNX Runtime has optimised: broadcast multiplications stay in the blocked layout.
+"""Two passes over graphs, before and after ONNX Runtime's own, so that squeeze-excites stay in its blocked layout.
 
 On processors with wide vectors ONNX Runtime computes convolutions on blocks of channels ("NCHWc": [N, C/b,
 H, W, b]) and reorders tensors around every operator that does not know the layout. The multiplication of
@@ -7,7 +7,7 @@ multiplication by a vector that repeats every b numbers, so reshaped operands do
 reorderings. The vector is tiled, because short inner loops cost more than they compute. Tensors of one number per
 channel are the same in both layouts and need no reordering at all.
 
-The layout is ONNX Runtime's own affair. Whoever applies this pass must compare the outputs and
+The layout is ONNX Runtime's own affair. Whoever applies ``keep_blocked`` must compare the outputs and
 otherwise do without (``graphs.SessionFactory``).
 """
 

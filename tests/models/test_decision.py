@@ -38,14 +38,14 @@ def test_the_best_is_as_far_up_as_the_probability_does_not_fall():
     for probabilities, best in (((0.5, 0.7, 0.9), 2), ((0.5, 0.7, 0.6), 1), ((0.5, 0.4, 0.9), 0), ((0.5, 0.5, 0.4), 1)):
         decision = GateDecision((0, 1, 2), MADDS, EVERY_ODDS_IS_ITS_LOGIT, 9.0)
         assert decision.widths(log_odds(*probabilities)).tolist() == [0]
-        assert decision.best(log_odds(*probabilities)).tolist() == [best]
+        assert decision.best_of(decision.utility(log_odds(*probabilities))).tolist() == [best]
 
 
 def test_the_best_is_never_below_the_wish_and_a_choice():
     decision = GateDecision((0, 2), MADDS, GateCalibration(((1.0, 0.0),) * 3, (0.0, 9.0, 3.0)), 0.1)
-    assert decision.best(np.array([[0.0, 0.0], [-9.0, 0.0]], np.float32)).tolist() == [2, 2]
+    assert decision.best_of(decision.utility(np.array([[0.0, 0.0], [-9.0, 0.0]], np.float32))).tolist() == [2, 2]
     blind = GateDecision((0, 1, 2), MADDS)
-    assert blind.best(np.array([[1.0, 0.0, 2.0]], np.float32)).tolist() == [2]
+    assert blind.best_of(blind.utility(np.array([[1.0, 0.0, 2.0]], np.float32))).tolist() == [2]
 
 
 def test_only_the_choices_can_be_wished_and_cost_is_relative_to_the_widest_slice():
