@@ -18,6 +18,7 @@ from service.api import classify, open_inference, open_inference_control, openap
 from service.api.key_file import KeyFile
 from service.api.middleware import LastWord, RequestEnvelope
 from service.api.problems import Problems
+from service.api.shortcut import Shortcut
 from service.api.state import ServiceState
 from service.hosting import HostedModel, check_policy, chosen_device, gate_decision, warm_up
 from service.images import ImageDecoder
@@ -97,13 +98,15 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
         redirect_slashes=False,
     )
     app.state.service = state
-    Problems(telemetry).install(app)
+    problems = Problems(telemetry)
+    problems.install(app)
     openapi.install(app, asks_for_keys=keys is not None)
     app.include_router(classify.router)
     app.include_router(ops.router)
     app.include_router(open_inference.router)
     app.include_router(open_inference_control.router)
     app.include_router(page.router)
+    app.add_middleware(Shortcut, routes=classify.plain_routes(), problems=problems)
     app.add_middleware(LastWord, telemetry=telemetry)
     if settings.cors_origins:
         app.add_middleware(

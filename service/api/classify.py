@@ -239,3 +239,8 @@ def _image_problem(state: ServiceState, error: errors.SlicewiseError) -> dict[st
     status, error_type = describe(error)
     state.telemetry.rejections.labels(error_type).inc()
     return {"error": str(error), "error_type": error_type, "status": status}
+
+
+def plain_routes() -> list[QueryRoute]:
+    """The routes of this module, none of which has path parameters."""
+    return [route for route in router.routes if isinstance(route, QueryRoute)]

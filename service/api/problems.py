@@ -115,13 +115,24 @@ class Problems:
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
+        self._handlers = {
+            errors.SlicewiseError: self.known,
+            ClientDisconnect: self.departed,
+            RequestValidationError: self.invalid,
+            HTTPException: self.unrouted,
+        }
 
     def install(self, app: FastAPI) -> None:
         """Register one handler per family of errors."""
-        app.add_exception_handler(ClientDisconnect, self.departed)
-        app.add_exception_handler(errors.SlicewiseError, self.known)
-        app.add_exception_handler(RequestValidationError, self.invalid)
-        app.add_exception_handler(HTTPException, self.unrouted)
+        for family, handler in self._handlers.items():
+            app.add_exception_handler(family, handler)
+
+    async def answer(self, request: Request, error: Exception) -> Response:
+        """What the error's handler answers; raises the error when no handler knows it."""
+        for family, handler in self._handlers.items():
+            if isinstance(error, family):
+                return await handler(request, error)
+        raise error
 
     async def departed(self, _: Request, error: Exception) -> Response:
         """Nobody reads this; the status is for logs and counters, as nginx writes it."""
