@@ -40,7 +40,8 @@ LAST_BATCH_S = 5.0
 class Order:
     """One image to classify, and what routing needs.
 
-    deadline_s  monotonic, inf without one. due_s orders the queues.
+    deadline_s  monotonic: when the caller is told that it is too late; inf without one.
+    done_by_s   when its batch has to be done for the answer to be in time. due_s orders the queues.
     place       as the scheduler expects it; the batcher sees to it that it is given back.
     spend       is told what was computed for the image, in MAdds, also when that is after its answer.
     """
@@ -49,6 +50,7 @@ class Order:
     window: Window
     arrived_s: float
     due_s: float
+    done_by_s: float = math.inf
     deadline_s: float = math.inf
     urgency: int = 3
     place: int = -1
@@ -57,7 +59,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the batcher returns: class logits [K], gate logits [G] or None, and where the time went."""
+    """What the batcher returns: class logits [K], gate logits [G] or None, and where the time went.
+
+    done_s  monotonic, when its last batch was done.
+    """
 
     logits_K: F32
     gate_logits_G: F32 | None
@@ -65,6 +70,7 @@ class Outcome:
     queue_s: float
     trunk_s: float
     body_s: float
+    done_s: float
 
 
 class Ticket:
@@ -124,20 +130,21 @@ class Batcher:
             raise DrainingError("the model is shutting down", DRAIN_RETRY_S)
         if self.waiting >= self._capacity:
             self._drop(self._scheduler.prune(now_s))
-        ticket = Ticket(asyncio.get_running_loop().create_future(), order.spend)
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(loop.create_future(), order.spend)
         entry = Entry(
             promise=ticket, payload=order.image, window=order.window, arrived_s=order.arrived_s, due_s=order.due_s,
-            queued_s=now_s, deadline_s=order.deadline_s, urgency=order.urgency, place=order.place,
+            queued_s=now_s, deadline_s=order.done_by_s, urgency=order.urgency, place=order.place,
         )  # fmt: skip
         self._scheduler.push(entry)
         self._pump()
         if order.deadline_s == math.inf:
             return await ticket.future
+        at_deadline = loop.call_later(order.deadline_s - now_s, _miss, order, ticket)
         try:
-            async with asyncio.timeout(order.deadline_s - now_s):
-                return await ticket.future
-        except TimeoutError as error:
-            raise _missed(order, "late" if ticket.running else "expired") from error
+            return await ticket.future
+        finally:
+            at_deadline.cancel()
 
     async def close(self, drain_s: float) -> None:
         """Finish what waits within ``drain_s`` seconds, then refuse the rest; every promise resolves."""
@@ -247,18 +254,18 @@ class Batcher:
         batch = execution.batch
         for entry, route, logits_K in zip(batch.entries, batch.routes, execution.logits_NK, strict=True):
             trunk_s = entry.trunk_s if batch.step is Step.BODY else execution.trunk_s
-            self._answer(entry, route, logits_K, execution.began_s, trunk_s, execution.body_s)
+            self._answer(entry, route, logits_K, trunk_s, execution)
 
-    def _answer(self, entry: Entry, route: Route, logits_K: F32, began_s: float, trunk_s: float, body_s: float) -> None:
-        """Account one computed image and keep its promise; ``began_s``: when a worker took its last batch up."""
+    def _answer(self, entry: Entry, route: Route, logits_K: F32, trunk_s: float, last: Execution) -> None:
+        """Account one computed image and keep its promise."""
         madds = self._telemetry.body_row(route)
         if not np.isfinite(logits_K).all():
             _break(entry, BackendError("the model answered this image with numbers that are not finite"))
             return
         _charge(entry, madds)
-        queue_s = entry.waited_s + began_s - entry.queued_s
+        queue_s = entry.waited_s + last.began_s - entry.queued_s
         gate_logits_G = None if entry.look is None else entry.payload.gate_logits_G
-        _keep(entry, Outcome(logits_K, gate_logits_G, route, queue_s, trunk_s, body_s))
+        _keep(entry, Outcome(logits_K, gate_logits_G, route, queue_s, trunk_s, last.body_s, last.ended_s))
 
     def shed(self, urgency: int) -> bool:
         """Refuse one image that waits and is less urgent, for a more urgent one; False when there is none."""
@@ -298,9 +305,12 @@ class Batcher:
         return 0 if entry.look is None else self._telemetry.trunk_row(None, True)
 
 
-def _missed(order: Order, outcome: str) -> DeadlineExceededError:
-    budget_ms = (order.deadline_s - order.arrived_s) * 1e3
-    return DeadlineExceededError(f"no answer within the latency budget of {budget_ms:g} ms", outcome)
+def _miss(order: Order, ticket: Ticket) -> None:
+    """The deadline has passed: its caller is told, whatever becomes of the image."""
+    if not ticket.done():
+        budget_ms, outcome = (order.deadline_s - order.arrived_s) * 1e3, "late" if ticket.running else "expired"
+        error = DeadlineExceededError(f"no answer within the latency budget of {budget_ms:g} ms", outcome)
+        ticket.future.set_exception(error)
 
 
 def _charge(entry: Entry, madds: int) -> None:

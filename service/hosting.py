@@ -21,10 +21,10 @@ from service.engine.graphs import SessionFactory
 from service.engine.onnx import OnnxEngine
 from service.engine.torch_engine import TorchEngine
 from service.execution import Looks
-from service.latency import LatencyTable, LiveTimes
+from service.latency import Lag, LatencyTable, LiveTimes
 from service.policies import F32, Policy, check_policy_name, policy_named
 from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once
-from service.request import Budget, Look, SliceFacts, Window
+from service.request import Budget, Look, Route, SliceFacts, Timings, Window
 from service.scheduler import Scheduler
 from service.settings import SettingError, Settings
 from service.telemetry import ModelLabels, ModelTelemetry, Telemetry
@@ -116,10 +116,15 @@ def warm_up(checkpoint: Checkpoint, settings: Settings, cancelled: threading.Eve
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What was agreed with an image at the door: its place in the schedule, when it is due, and its deadline."""
+    """What was agreed with an image at the door.
+
+    place       in the schedule. due_s: when the schedule wants it done.
+    done_by_s   when its batch has to be done for the answer to leave by deadline_s; both inf without a deadline.
+    """
 
     place: int
     due_s: float
+    done_by_s: float
     deadline_s: float
 
 
@@ -150,7 +155,7 @@ class HostedModel:
         ).set(1)
         policy = policy_named(settings.policy, manifest.gate.choices, times)
         self.default_slo_s = settings.default_slo_ms / 1e3
-        self._scheduler = Scheduler(policy, times, self.workers)
+        self._scheduler, self._lag = Scheduler(policy, times, self.workers), Lag()
         looks = looks_of(policy, gate_decision(manifest, settings))
         ahead = 1 if warm.engine.device == "cpu" else 0  # where batches pay, what waits had better become a larger one
         self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, self.capacity, ahead)
@@ -192,12 +197,19 @@ class HostedModel:
         slice, or only at the cost of images that are as urgent and were promised to be in time.
         """
         deadline_s = math.inf if budget.latency_s is None else arrived_s + budget.latency_s
-        if not self.batcher.make_room(now_s, deadline_s, window, budget.urgency):
-            finish_s = self._scheduler.finish_s(now_s, deadline_s, window)
+        lag_s = self._lag.allowance_s(now_s)
+        done_by_s = deadline_s - lag_s
+        if not self.batcher.make_room(now_s, done_by_s, window, budget.urgency):
+            finish_s = self._scheduler.finish_s(now_s, done_by_s, window) + lag_s
             refuse_deadline(now_s, deadline_s, finish_s, window, len(self._scheduler))
-        due_s = min(deadline_s, arrived_s + self.default_slo_s)
+        due_s = min(done_by_s, arrived_s + self.default_slo_s)
         place = self._scheduler.expect(now_s, due_s, deadline_s < math.inf, window)
-        return Ahead(place, due_s, deadline_s)
+        return Ahead(place, due_s, done_by_s, deadline_s)
+
+    def answered(self, route: Route, timings: Timings, done_s: float, now_s: float) -> None:
+        """Account an image that is answered now, by computing; its batch was done at ``done_s``."""
+        self._lag.learn(now_s - done_s, now_s)
+        self.telemetry.answered(route, timings)
 
     def forget(self, ahead: Ahead) -> None:
         """An expected image will not come."""

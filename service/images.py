@@ -18,6 +18,9 @@ MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif"
 
 INLINE_DIGEST_BYTES = 256 * 1024
 """Below it, hashing on the event loop costs less than the way to a thread and back."""
+INLINE_DECODE_BYTES, INLINE_DECODE_PIXELS = 8192, 64 * 64
+"""Up to both, for a network whose input is no larger, images are decoded on the event loop: it takes a tenth of a
+millisecond, less than the way to a thread and back."""
 _BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
 
 
@@ -30,7 +33,7 @@ class Decoded(NamedTuple):
 
 
 class ImageDecoder:
-    """Decodes and resizes images off the event loop.
+    """Decodes and resizes images off the event loop, unless they are tiny.
 
     threads     images that are decoded at once; the codecs release the interpreter lock.
     max_pixels  per image, checked from its header before any pixel is decoded.
@@ -42,6 +45,17 @@ class ImageDecoder:
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
+    def decode_tiny(self, data: bytes, spec: InputSpec) -> Decoded | None:
+        """The same as ``decode``, at once; None for an image or an input that is not tiny."""
+        if len(data) > INLINE_DECODE_BYTES or spec.height * spec.width > INLINE_DECODE_PIXELS:
+            return None
+        try:
+            return self._load(data, spec, min(self._max_pixels, INLINE_DECODE_PIXELS), time.perf_counter())
+        except ImageTooLargeError:
+            return None  # few bytes can be many pixels
+        except ImageError as error:
+            raise BadImageError(str(error)) from error
+
     async def decode(self, data: bytes, spec: InputSpec) -> Decoded:
         """The network input of one encoded image, and where its time went.
 
@@ -50,7 +64,7 @@ class ImageDecoder:
         """
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._load, data, spec, time.perf_counter()
+                self._pool, self._load, data, spec, self._max_pixels, time.perf_counter()
             )
         except ImageTooLargeError as error:
             raise TooLargeError(str(error)) from error
@@ -67,9 +81,9 @@ class ImageDecoder:
         """Take nothing new. Does not wait; what is queued still runs, so that no caller hangs."""
         self._pool.shutdown(wait=False)
 
-    def _load(self, data: bytes, spec: InputSpec, submitted_s: float) -> Decoded:
+    def _load(self, data: bytes, spec: InputSpec, max_pixels: int, submitted_s: float) -> Decoded:
         began_s = time.perf_counter()
-        pixels_HWC = load_pixels(data, spec, self._max_pixels)
+        pixels_HWC = load_pixels(data, spec, max_pixels)
         return Decoded(pixels_HWC, began_s - submitted_s, time.perf_counter() - began_s)
 
 

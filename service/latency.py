@@ -213,6 +213,36 @@ class LiveTimes:
         self._alone_s.pop(queue, None)
 
 
+LAG_MEMORY_IMAGES = 64.0
+"""The lag follows about so many of the last answers."""
+LAG_DEVIATIONS = 2.0
+LAG_MEMORY_S = 1.0
+"""Without answers it is forgotten, so that a bad moment cannot keep images away for ever."""
+
+
+@dataclass(slots=True)
+class Lag:
+    """How long answers take to leave once their batch is done: the event loop has others to serve as well.
+
+    Mean and mean deviation, smoothed as TCP does for its round trips (RFC 6298 section 2).
+    """
+
+    mean_s: float = 0.0
+    deviation_s: float = 0.0
+    at_s: float = 0.0
+
+    def learn(self, lag_s: float, now_s: float) -> None:
+        off_s = lag_s - self.mean_s
+        self.mean_s += off_s / LAG_MEMORY_IMAGES
+        self.deviation_s += (abs(off_s) - self.deviation_s) / LAG_MEMORY_IMAGES
+        self.at_s = now_s
+
+    def allowance_s(self, now_s: float) -> float:
+        """What to keep free for it before a deadline."""
+        fade = math.exp(min(0.0, self.at_s - now_s) / LAG_MEMORY_S)
+        return fade * (self.mean_s + LAG_DEVIATIONS * self.deviation_s)
+
+
 def _largest_that_pays(seconds_by_size: Mapping[int, float]) -> int:
     best, *larger = sorted(seconds_by_size)
     for size in larger:

@@ -190,20 +190,21 @@ class Pipeline:
             model.forget(agreed)
             raise
         order = Order(
-            image, request.allowed, request.arrived_s, agreed.due_s, agreed.deadline_s,
+            image, request.allowed, request.arrived_s, agreed.due_s, agreed.done_by_s, agreed.deadline_s,
             request.budget.urgency, agreed.place, request.spend,
         )  # fmt: skip
         outcome = await model.batcher.submit(order)
+        now_s = time.monotonic()
         timings = Timings(
             decode_s=0.0 if decoded is None else decoded.decode_s,
             queue_s=outcome.queue_s + (0.0 if decoded is None else decoded.waited_s),
             trunk_s=outcome.trunk_s,
             body_s=outcome.body_s,
-            total_s=time.monotonic() - request.arrived_s,
+            total_s=now_s - request.arrived_s,
         )
         logits = Logits(outcome.route, outcome.logits_K, outcome.gate_logits_G)
         prediction = render(model, logits, request.top_k, timings)
-        model.telemetry.answered(prediction.route, prediction.timings)
+        model.answered(prediction.route, prediction.timings, outcome.done_s, now_s)
         return prediction, outcome
 
     async def _image(
@@ -212,7 +213,9 @@ class Pipeline:
         """What the engine takes, and how it was decoded; None for pixels that came as the engine takes them."""
         if isinstance(data, np.ndarray):
             return data, None
-        decoded = await self._decode(model, data, deadline_s)
+        decoded = self._decoder.decode_tiny(data, model.manifest.input)
+        if decoded is None:
+            decoded = await self._decode(model, data, deadline_s)
         return decoded.pixels_HWC, decoded
 
     async def _decode(self, model: HostedModel, data: bytes, deadline_s: float) -> Decoded:

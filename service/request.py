@@ -121,7 +121,8 @@ class Entry:
     """One image on its way through the queues; equal to itself alone.
 
     due_s       orders the queues: the deadline, or arrival plus the default target without one.
-    deadline_s  hard; past it the entry is dropped, never computed. inf without a Latency-Budget.
+    deadline_s  hard: its last batch has to be done by then, or the entry is dropped, never computed. inf without a
+                Latency-Budget.
     queued_s    when it entered the queue it is in now.
     waited_s    what it waited in earlier queues.
     trunk_s     seconds of its trunk batch, 0 before the trunk.

@@ -77,7 +77,8 @@ class Harness:
         now_s, window = time.monotonic(), Window(0, 1, forced)
         due_s = min(deadline_s, now_s + 1)
         place = self.scheduler.expect(now_s, due_s, deadline_s < math.inf, window)
-        order = Order(np.array([value], np.float32), window, now_s, due_s, deadline_s, place=place, spend=spend)
+        pixels = np.array([value], np.float32)
+        order = Order(pixels, window, now_s, due_s, deadline_s, deadline_s, place=place, spend=spend)
         return asyncio.ensure_future(self.batcher.submit(order))
 
     def metric(self, name, **labels):

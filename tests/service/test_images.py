@@ -129,3 +129,27 @@ def test_media_types_are_told_from_the_first_bytes(kind: str, media_type: str) -
 )
 def test_other_bytes_have_no_media_type(data: bytes) -> None:
     assert sniff_media_type(data) is None
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_tiny_image_is_decoded_at_once_and_equally(kind: str, decoder: ImageDecoder) -> None:
+    decoded = decoder.decode_tiny(encoded(kind), SPEC)
+    assert decoded is not None
+    assert np.array_equal(decoded.pixels_HWC, load_pixels(encoded(kind), SPEC))
+
+
+def test_what_is_not_tiny_is_left_to_the_threads() -> None:
+    decoder = ImageDecoder(threads=1, max_pixels=10**6)
+    large = InputSpec(height=65, width=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), shorter_side=65)
+    assert decoder.decode_tiny(encoded("PNG"), large) is None  # the network's input
+    assert decoder.decode_tiny(encoded("BMP", (64, 63)), SPEC) is None  # bytes
+    many_pixels = io.BytesIO()
+    Image.new("RGB", (65, 64)).save(many_pixels, "PNG")
+    assert len(many_pixels.getvalue()) < 1000
+    assert decoder.decode_tiny(many_pixels.getvalue(), SPEC) is None
+    decoder.close()
+
+
+def test_a_tiny_image_that_is_damaged_is_said_to_be(decoder: ImageDecoder) -> None:
+    with pytest.raises(BadImageError):
+        decoder.decode_tiny(encoded("PNG")[:100], SPEC)

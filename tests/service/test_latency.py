@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.latency import Costs, LatencyTable, LiveTimes
+from service.latency import Costs, Lag, LatencyTable, LiveTimes
 
 TIMES = {(None, 1): 0.5, (None, 4): 1.0, (0, 1): 1.0, (0, 2): 1.5, (0, 8): 4.5, (1, 1): 2.0, (1, 2): 4.0, (1, 4): 9.0}
 TABLE = LatencyTable(TIMES)
@@ -151,3 +151,21 @@ def test_no_history_makes_a_batch_free(history, images):
 def test_costs_are_per_image_where_batches_pay():
     assert live().costs() == Costs(1.0, (1.5,))
     assert live().table.widths == (0,)
+
+
+@given(st.lists(st.floats(0, 10), max_size=200), st.floats(0, 100))
+def test_the_lag_is_within_what_was_seen_and_forgotten_without_answers(lags_s, idle_s):
+    lag = Lag()
+    for at, lag_s in enumerate(lags_s):
+        lag.learn(lag_s, at * 1e-3)
+    last_s = max(0, len(lags_s) - 1) * 1e-3
+    assert 0 <= lag.mean_s <= max(lags_s, default=0)
+    assert 0 <= lag.allowance_s(last_s + idle_s) <= 3 * max(lags_s, default=0) * math.exp(-idle_s) + 1e-12
+
+
+def test_a_steady_lag_is_learnt():
+    lag = Lag()
+    for at in range(1000):
+        lag.learn(0.004, at * 1e-3)
+    assert lag.mean_s == pytest.approx(0.004)
+    assert lag.allowance_s(0.999) == pytest.approx(0.004, rel=1e-3)
