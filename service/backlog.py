@@ -153,6 +153,7 @@ class Backlog:
         self._due_s, self._hard, self._seen, self._needs_trunk = array("d"), bytearray(), bytearray(), bytearray()
         self._lo, self._hi = bytearray(), bytearray()
         self._widths = bytearray()  # at every price, within lo..hi: [slot * prices + price]
+        self._least_s, self._least_sum_s = array("d"), 0.0  # trunk and narrowest body, as they were expected to cost
         self._unused: list[int] = []
         self._slots, self._slots_due_s = array("i"), array("d")
         self._typical_P = [costs.body_s[0]] * prices  # until images were seen, hope for the best
@@ -182,7 +183,9 @@ class Backlog:
         at = bisect_right(self._slots_due_s, due_s)
         self._slots.insert(at, slot)
         self._slots_due_s.insert(at, due_s)
-        self._note(due_s, self._own_s(lo))
+        own_s = self._least_s[slot] = self._own_s(lo)
+        self._least_sum_s += own_s
+        self._note(due_s, own_s)
         return slot
 
     def see(self, slot: int, widths_P: Sequence[int]) -> None:
@@ -205,6 +208,7 @@ class Backlog:
         """The image waits no more."""
         at = self._slots.index(slot, bisect_left(self._slots_due_s, self._due_s[slot]))
         del self._slots[at], self._slots_due_s[at]
+        self._least_sum_s = self._least_sum_s - self._least_s[slot] if self._slots else 0.0
         self._unused.append(slot)
         self._plan.changes += 1
 
@@ -216,6 +220,14 @@ class Backlog:
         rate, trunk_s, workers = self.rate(now_s), self.costs.trunk_s, self._workers
         lasting = (price for price, body_s in enumerate(self._typical_P) if rate * (trunk_s + body_s) <= workers)
         return max(plan.price, next(lasting, self._prices - 1))
+
+    def is_ample(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> bool:
+        """Whether one worker alone could do all that waits, and one image more, before the first of it is due.
+
+        Then ``missing`` is 0 or less: an answer without a plan, for most of the day.
+        """
+        first_s = min(due_s, self._slots_due_s[0]) if self._slots else due_s
+        return max([now_s, *busy_until_s]) + self._least_sum_s + self._own_s(lo) <= first_s
 
     def finish_s(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> float:
         """When an image that is due then and comes now would be finished, everything at its narrowest width."""
@@ -317,7 +329,8 @@ class Backlog:
         size = len(self._due_s)
         more = max(size, 64)
         self._unused = list(range(size + more - 1, size - 1, -1))
-        self._due_s.frombytes(bytes(8 * more))
+        for times in (self._due_s, self._least_s):
+            times.frombytes(bytes(8 * more))
         for book in (self._hard, self._seen, self._needs_trunk, self._lo, self._hi):
             book.extend(bytes(more))
         self._widths.extend(bytes(more * self._prices))

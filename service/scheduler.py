@@ -144,7 +144,7 @@ class Scheduler:
 
     def can_finish(self, now_s: float, deadline_s: float, window: Window) -> bool:
         """Whether one image more would be in time at its narrowest width, and make nobody late who was promised."""
-        return deadline_s == math.inf or self._backlog.missing(now_s, deadline_s, _least(window), self._ends())[0] <= 0
+        return self._missing(now_s, deadline_s, window)[0] <= 0
 
     def expect(self, now_s: float, due_s: float, is_hard: bool, window: Window) -> int:
         """One image more is on its way; returns its place. is_hard: it has a deadline of its own."""
@@ -223,9 +223,9 @@ class Scheduler:
 
     def make_room(self, now_s: float, deadline_s: float, window: Window, urgency: int) -> list[Entry] | None:
         """Give up less urgent images, as few as it takes for one more to be in time; None if that would not help."""
-        if self.can_finish(now_s, deadline_s, window):
+        missing_s, until_s = self._missing(now_s, deadline_s, window)
+        if missing_s <= 0:
             return []
-        missing_s, until_s = self._backlog.missing(now_s, deadline_s, _least(window), self._ends())
         rivals = [entry for entry in self._less_urgent(urgency) if entry.due_s <= until_s]
         given_up: list[Entry] = []
         for entry in rivals:
@@ -238,6 +238,15 @@ class Scheduler:
         for entry in given_up:
             self._give_up(entry)
         return given_up
+
+    def _missing(self, now_s: float, deadline_s: float, window: Window) -> tuple[float, float]:
+        """As of the backlog, for one image more at its narrowest width; nothing without a deadline."""
+        if deadline_s == math.inf:
+            return 0.0, deadline_s
+        ends_s, least = self._ends(), _least(window)
+        if self._backlog.is_ample(now_s, deadline_s, least, ends_s):
+            return 0.0, deadline_s
+        return self._backlog.missing(now_s, deadline_s, least, ends_s)
 
     def _less_urgent(self, urgency: int) -> list[Entry]:
         """What waits and is less urgent, the least urgent first, of those the one due last."""

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from fractions import Fraction
+from functools import lru_cache
 from typing import TypeVar
 
 from service.errors import BadRequestError
@@ -134,6 +135,7 @@ def _ratio(number: Fraction) -> Fraction:
     return number
 
 
+@lru_cache(maxsize=1024)
 def _compute(text: str) -> tuple[int | None, Fraction | None]:
     """MAdds or share of the widest slice, of which the other is None."""
     number, unit = _quantity(text, (*_MADDS, "%"))
@@ -142,11 +144,13 @@ def _compute(text: str) -> tuple[int | None, Fraction | None]:
     return math.floor(number * _MADDS[unit]), None
 
 
+@lru_cache(maxsize=1024)  # exact arithmetic is slow, and clients send the same few values
 def _latency_s(text: str) -> float:
     number, unit = _quantity(text, _SECONDS)
     return float(min(number * _SECONDS[unit], Fraction(MAX_LATENCY_S)))
 
 
+@lru_cache(maxsize=1024)
 def _floor(text: str) -> Fraction:
     number, unit = _quantity(text, ("", "%"))
     return _ratio(number / 100 if unit else number)

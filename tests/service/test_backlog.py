@@ -91,6 +91,33 @@ def test_a_few_images_are_planned_as_many_would_be(images, workers, busy_s, head
         assert list(few_N) == list(many_N)
 
 
+@given(mixed_images, st.integers(1, 4), st.lists(st.floats(-9, 30), max_size=4), st.floats(0, 90))
+def test_where_there_is_ample_room_nothing_is_missing(images, workers, busy_s, due_s):
+    b = backlog(workers)
+    for image_due_s, is_hard, window, widths, is_running, is_gone in images:
+        slot = b.add(image_due_s, is_hard, window)
+        if widths is not None:
+            b.see(slot, (*sorted(widths[1:], reverse=True), 0))
+        elif is_running:
+            b.begin(slot)
+        if is_gone:
+            b.remove(slot)
+    busy_s = sorted(busy_s)[:workers]
+    if b.is_ample(0.0, due_s, 0, busy_s):
+        assert b.missing(0.0, due_s, 0, busy_s)[0] <= 1e-9
+
+
+def test_room_is_ample_until_the_work_that_waits_reaches_a_deadline():
+    b = backlog()
+    assert b.is_ample(0.0, 1.5, 0, [])
+    assert not b.is_ample(0.0, 1.4, 0, [])
+    slot = b.add(4.0, True, WINDOW)
+    assert b.is_ample(0.0, 9.0, 0, [1.0])
+    assert not b.is_ample(0.0, 9.0, 0, [1.1])
+    b.remove(slot)
+    assert b.is_ample(0.0, 1.5, 0, [])
+
+
 @pytest.mark.parametrize("count", [2, 5, 70])
 def test_equal_due_times_are_planned_in_the_order_of_arrival(count):
     b = backlog()
