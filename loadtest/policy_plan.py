@@ -7,7 +7,8 @@ bursts of CV2 2 alone reach that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -20,12 +21,20 @@ MEAN_SHARE, PEAK_SHARE = 0.8, 1.09
 PEAK_WINDOW_S = 0.25
 TAUS = {2: 10, 4: 10, 8: 20}
 """CV2 of the bursts -> SLO in tau0, the seconds of work on an image at the narrowest width."""
+RATE_STEP, RATE_STEPS = 1.03, 32
+"""What is sustained is looked for among so many rates, each 3 % below the one before."""
+SUSTAINED_SHARE, SUSTAINED_LIMIT_MS = 0.99, 500.0
+"""Of the images that come at a rate that is sustained, so many are answered within this time."""
 _BASE_SHARES = np.linspace(0.0, 0.95, 20)
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the machine bears. images_per_s: C0. overhead_ms: worker time per image beyond the latency table."""
+    """What the machine bears.
+
+    images_per_s  C0: arrivals of an open loop that the narrowest width sustains. overhead_ms: worker time per image
+                  beyond the latency table.
+    """
 
     images_per_s: float
     workers: int
@@ -50,6 +59,12 @@ class Outcome:
     attainment: float
     top1: float | None
     late_sends: int = 0
+
+
+def sustained(holds: Callable[[float], bool], most_per_s: float) -> float:
+    """The highest rate that holds of those from ``most_per_s`` down, found by halving; 0 when none does."""
+    rates = [most_per_s / RATE_STEP**step for step in range(RATE_STEPS)]
+    return [*rates, 0.0][bisect_left(rates, True, key=holds)]
 
 
 def base_share(cv2: int, capacity_per_s: float, duration_s: float, seeds: Sequence[int]) -> float:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.policy_plan import MEAN_SHARE, PEAK_SHARE, PEAK_WINDOW_S, TAUS, Capacity, Outcome, means
+from loadtest.policy_plan import (
+    MEAN_SHARE,
+    PEAK_SHARE,
+    PEAK_WINDOW_S,
+    RATE_STEP,
+    SUSTAINED_LIMIT_MS,
+    SUSTAINED_SHARE,
+    TAUS,
+    Capacity,
+    Outcome,
+    means,
+)
 from loadtest.results import Machine
 from loadtest.tables import machine_lines, table
 
@@ -32,7 +43,8 @@ def markdown(
 def _setting(capacity: Capacity, duration_s: float) -> list[str]:
     slos = ", ".join(f"{capacity.slo_ms(cv2):g} ms ({taus} tau0) at CV2 {cv2}" for cv2, taus in TAUS.items())
     return [
-        f"C0, the sustained rate of the narrowest width through HTTP with the generator on the same machine: "
+        f"C0, the highest rate of Poisson arrivals, in steps of {RATE_STEP - 1:.0%}, of which the narrowest width "
+        f"answers {SUSTAINED_SHARE:.0%} within {SUSTAINED_LIMIT_MS:g} ms, through HTTP with the generator on the same machine: "
         f"{capacity.images_per_s:.1f} images/s. tau0 = {capacity.workers} workers / C0 = {capacity.tau0_ms:.2f} ms. "
         f"Traces of {duration_s:g} s at a mean of {MEAN_SHARE:g} C0, peaks over {PEAK_WINDOW_S:g} s nearest to "
         f"{PEAK_SHARE:g} C0. Every request has a Latency-Budget: {slos}. The twin charges {capacity.overhead_ms:.2f} "

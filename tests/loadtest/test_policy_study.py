@@ -10,6 +10,7 @@ from loadtest.policy_plan import (
     MEAN_SHARE,
     PEAK_SHARE,
     PEAK_WINDOW_S,
+    RATE_STEP,
     TAUS,
     Capacity,
     Outcome,
@@ -18,6 +19,7 @@ from loadtest.policy_plan import (
     means,
     overhead_ms,
     parse_trace_name,
+    sustained,
     trace_name,
 )
 from loadtest.policy_report import markdown
@@ -50,6 +52,23 @@ def test_the_overhead_is_what_the_table_does_not_explain():
 
 def test_trace_names_come_back():
     assert parse_trace_name(trace_name(4, 17)) == (4, 17)
+
+
+@pytest.mark.parametrize("limit_per_s", [99.0, 75.0, 60.5, 45.0])
+def test_the_sustained_rate_is_the_highest_step_that_holds(limit_per_s):
+    asked = []
+
+    def holds(rate_per_s):
+        asked.append(rate_per_s)
+        return rate_per_s <= limit_per_s
+
+    rate = sustained(holds, 100.0)
+    assert rate <= limit_per_s < rate * RATE_STEP
+    assert len(asked) <= 6
+
+
+def test_no_rate_may_be_sustained():
+    assert sustained(lambda _: False, 100.0) == 0
 
 
 def outcomes(ours, widest, top1=0.9):
