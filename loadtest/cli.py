@@ -18,6 +18,7 @@ from loadtest.engine_commands import configure_engine, run_engine
 from loadtest.machine import describe
 from loadtest.plots import draw
 from loadtest.policy_study import configure_policies, run_policies
+from loadtest.pressure_study import configure_pressure, run_pressure
 from loadtest.report import markdown
 from loadtest.results import Results
 from loadtest.run_commands import (
@@ -135,6 +136,7 @@ COMMANDS = {
     "trace": Command("a trace of arrivals, images and request headers, as a file", configure_trace, run_trace),
     "run": Command("replay a trace against a server, each request at its instant", configure_run, run_run),
     "policies": Command("policies under the same bursts, live and in the twin", configure_policies, run_policies),
+    "pressure": Command("a step in the traffic, and deadlines of every length", configure_pressure, run_pressure),
     "compare": Command("a table and plots of several runs", configure_compare, run_compare),
 }
 

@@ -44,11 +44,12 @@ def _setting(capacity: Capacity, duration_s: float) -> list[str]:
     slos = ", ".join(f"{capacity.slo_ms(cv2):g} ms ({taus} tau0) at CV2 {cv2}" for cv2, taus in TAUS.items())
     return [
         f"C0, the highest rate of Poisson arrivals, in steps of {RATE_STEP - 1:.0%}, of which the narrowest width "
-        f"answers {SUSTAINED_SHARE:.0%} within {SUSTAINED_LIMIT_MS:g} ms, through HTTP with the generator on the same machine: "
-        f"{capacity.images_per_s:.1f} images/s. tau0 = {capacity.workers} workers / C0 = {capacity.tau0_ms:.2f} ms. "
-        f"Traces of {duration_s:g} s at a mean of {MEAN_SHARE:g} C0, peaks over {PEAK_WINDOW_S:g} s nearest to "
-        f"{PEAK_SHARE:g} C0. Every request has a Latency-Budget: {slos}. The twin charges {capacity.overhead_ms:.2f} "
-        "ms of worker time to every image beside the latency table, the difference between tau0 and the table.",
+        f"answers {SUSTAINED_SHARE:.0%} within {SUSTAINED_LIMIT_MS:g} ms, through HTTP with the generator on the same "
+        f"machine: {capacity.images_per_s:.1f} images/s. tau0 = {capacity.workers} workers / C0 = "
+        f"{capacity.tau0_ms:.2f} ms. Traces of {duration_s:g} s at a mean of {MEAN_SHARE:g} C0, peaks over "
+        f"{PEAK_WINDOW_S:g} s nearest to {PEAK_SHARE:g} C0. Every request has a Latency-Budget: {slos}. The twin charges "
+        f"{capacity.overhead_ms:.2f} ms of worker time to every image beside the latency table, the difference between "
+        "tau0 and the table.",
     ]
 
 

@@ -82,7 +82,8 @@ def run_policies(arguments: argparse.Namespace) -> None:
     print(a.out / REPORT)
 
 
-def _serve_flags(a: argparse.Namespace, policy: str) -> tuple[str, ...]:
+def serve_flags(a: argparse.Namespace, policy: str) -> tuple[str, ...]:
+    """Of ``slicewise serve``."""
     return ("--operating-point", str(a.operating_point), "--policy", policy)
 
 
@@ -97,17 +98,17 @@ def _capacity(a: argparse.Namespace) -> Capacity:
         work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
         rate = _sustained(a, work)
         profile, cores = work / "profile.json", usable_cores()
-        _call("slicewise", "profile", *_where(a), "--json-out", str(profile))
+        call("slicewise", "profile", *where(a), "--json-out", str(profile))
         (measured,) = json.loads(profile.read_bytes())
         found = Capacity(rate, cores, overhead_ms(rate, cores, measured["timings"]))
         kept.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
-        _say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms, overhead {found.overhead_ms:.2f} ms")
+        say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms, overhead {found.overhead_ms:.2f} ms")
     return Capacity(**json.loads(kept.read_bytes()))
 
 
 def _sustained(a: argparse.Namespace, work: Path) -> float:
     """Of Poisson arrivals, with the generator that runs the traces; not above what saturating clients get."""
-    spec = slicewise_server(_network(a), _serve_flags(a, "fixed:0"))
+    spec = slicewise_server(_network(a), serve_flags(a, "fixed:0"))
     arm = HttpArm("capacity", spec, "/v1/classify", a.images, SATURATING_CLIENTS)
     with Fleet(work) as fleet:
         most = arm.measure(fleet, Window(3.0, 10.0)).images_per_s
@@ -120,7 +121,7 @@ def _sustained(a: argparse.Namespace, work: Path) -> float:
             origin = Origin("poisson", {"rate_per_s": rate_per_s}, PROBE_S, 0, a.image_count, (str(mix),))
             write_trace(fill(arrivals, a.image_count, [mix], 0), trace, origin)
             attainment = _run(a, server.url, trace, "fixed:0", out).attainment
-            _say(f"{rate_per_s:.1f} images/s: {attainment or 0:.4f} within {SUSTAINED_LIMIT_MS:g} ms")
+            say(f"{rate_per_s:.1f} images/s: {attainment or 0:.4f} within {SUSTAINED_LIMIT_MS:g} ms")
             return (attainment or 0.0) >= SUSTAINED_SHARE
 
         rate = sustained(holds, most)
@@ -129,16 +130,27 @@ def _sustained(a: argparse.Namespace, work: Path) -> float:
     return rate
 
 
-def _run(a: argparse.Namespace, url: str, trace: Path, label: str, out: Path) -> Figures:
-    if not (out / "results.json").exists():
-        _call(
-            "slicewise-load", "run", "--url", f"{url}/v1/classify", "--trace", str(trace), "--images", str(a.images),
-            "--label", label, "--out", str(out),
-        )  # fmt: skip
+def _run(a: argparse.Namespace, url: str, trace: Path, label: str, out: Path, *flags: str) -> Figures:
+    call(
+        "slicewise-load", "run", "--url", f"{url}/v1/classify", "--trace", str(trace), "--images", str(a.images),
+        "--label", label, "--out", str(out), *flags,
+    )  # fmt: skip
     return RunRecord.load(out / "results.json").figures
 
 
-def _where(a: argparse.Namespace) -> list[str]:
+def served(a: argparse.Namespace, policy: str, trace: Path, out: Path, *flags: str) -> Figures:
+    """What became of a trace under a policy, on a server of its own; not again when it is in ``out``."""
+    if (out / "results.json").exists():
+        return RunRecord.load(out / "results.json").figures
+    log = Path(tempfile.mkdtemp(prefix="slicewise-load-")) / "server.log"
+    with Server(slicewise_server(_network(a), serve_flags(a, policy)), log) as server:
+        found = _run(a, server.url, trace, policy, out, *flags)
+    say(f"live {out.name}")
+    return found
+
+
+def where(a: argparse.Namespace) -> list[str]:
+    """The flags of other commands that name the network."""
     return ["--model", a.model, *([] if a.repository is None else ["--repository", str(a.repository)])]
 
 
@@ -164,12 +176,7 @@ def _write_traces(a: argparse.Namespace, capacity: Capacity) -> None:
 
 def _live(a: argparse.Namespace, cv2: int, seed: int, policy: str) -> Outcome:
     out = a.out / "live" / f"{trace_name(cv2, seed)}-{policy.replace(':', '-')}"
-    if not (out / "results.json").exists():
-        log = Path(tempfile.mkdtemp(prefix="slicewise-load-")) / "server.log"
-        with Server(slicewise_server(_network(a), _serve_flags(a, policy)), log) as server:
-            _run(a, server.url, _trace(a, cv2, seed), policy, out)
-        _say(f"live {out.name}")
-    figures = RunRecord.load(out / "results.json").figures
+    figures = served(a, policy, _trace(a, cv2, seed), out)
     return Outcome(cv2, seed, policy, figures.attainment or 0.0, figures.top1, figures.late_sends)
 
 
@@ -177,8 +184,8 @@ def _twin(a: argparse.Namespace, capacity: Capacity) -> tuple[list[Outcome], Seq
     out = a.out / "twin"
     if not (out / "simulation.json").exists():
         traces = ",".join(str(_trace(a, cv2, seed)) for cv2 in TAUS for seed in range(a.twin_seeds))
-        _call(
-            "slicewise", "simulate", *_where(a), "--operating-point", str(a.operating_point), "--trace", traces,
+        call(
+            "slicewise", "simulate", *where(a), "--operating-point", str(a.operating_point), "--trace", traces,
             "--evaluation", str(a.evaluation), "--policies", a.twin, "--against", "slackfit",
             "--workers", str(capacity.workers), "--overhead-ms", f"{capacity.overhead_ms:.3f}", "--out", str(out),
         )  # fmt: skip
@@ -201,11 +208,13 @@ def _outcomes(runs: Iterable[dict[str, object]], widest: str) -> Iterable[Outcom
         )  # fmt: skip
 
 
-def _call(command: str, *arguments: str) -> None:
+def call(command: str, *arguments: str) -> None:
+    """Run one of our console scripts; BenchError unless it ends with status 0."""
     done = subprocess.run([script(command), *arguments], stdout=sys.stderr, check=False)
     if done.returncode:
         raise BenchError(f"{command} {arguments[0]} ended with status {done.returncode}; what it wrote says why")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Progress, to stderr."""
     print(line, file=sys.stderr, flush=True)

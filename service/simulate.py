@@ -52,9 +52,10 @@ class Arrival:
 class Served:
     """What became of one arrival.
 
-    width       of the slice that computed it; None if nothing did.
-    gate_width  the gate's wish; None when the gate did not run.
-    finish_s    when it was answered, from the start of the trace; None unless it was computed.
+    width        of the slice that computed it; None if nothing did.
+    gate_width   the gate's wish; None when the gate did not run.
+    finish_s     when it was answered, from the start of the trace; None unless it was computed.
+    predicted_s  when it would have been finished, had it been let in; None unless it was refused at the door.
     """
 
     outcome: Outcome
@@ -62,6 +63,7 @@ class Served:
     reason: Reason | None = None
     finish_s: float | None = None
     gate_width: int | None = None
+    predicted_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,8 @@ class Run:
         arrival, caller = self._arrivals[number], self._callers[number]
         deadline_s = now_s + arrival.latency_s
         if not self._make_room(arrival, deadline_s, now_s):
-            caller.served = Served(Outcome.REFUSED)
+            predicted_s = self._scheduler.finish_s(now_s, deadline_s, arrival.window)
+            caller.served = Served(Outcome.REFUSED, predicted_s=predicted_s)
             return
         due_s = min(deadline_s, now_s + self._machine.default_slo_s)
         place = self._scheduler.expect(now_s, due_s, deadline_s < math.inf, arrival.window)

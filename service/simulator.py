@@ -254,9 +254,11 @@ def _write_events(path: Path, replay: Replay) -> None:
     """What became of every image that some slice was allowed for."""
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([AT, IMAGE, "outcome", "width", "reason", "finish_s"])
+        writer.writerow([AT, IMAGE, "outcome", "width", "reason", "finish_s", "predicted_s"])
         for arrival, end in zip(replay.arrivals, replay.served, strict=True):
-            writer.writerow([arrival.at_s, arrival.image, end.outcome, end.width, end.reason, end.finish_s])
+            writer.writerow(
+                [arrival.at_s, arrival.image, end.outcome, end.width, end.reason, end.finish_s, end.predicted_s]
+            )
 
 
 def _rich(sheet: Sheet) -> Table:

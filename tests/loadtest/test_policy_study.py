@@ -131,7 +131,7 @@ def faked(monkeypatch, tmp_path):
         def __exit__(self, *_): ...
 
     figures = SimpleNamespace(attainment=0.95, top1=0.85, late_sends=3)
-    monkeypatch.setattr(policy_study, "_call", call)
+    monkeypatch.setattr(policy_study, "call", call)
     monkeypatch.setattr(policy_study, "Server", NoServer)
     monkeypatch.setattr(policy_study.RunRecord, "load", lambda _: SimpleNamespace(figures=figures))
     monkeypatch.setattr(policy_study.tempfile, "tempdir", str(tmp_path))

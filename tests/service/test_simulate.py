@@ -49,6 +49,12 @@ def test_what_cannot_be_in_time_is_refused_and_the_rest_is_kept():
     assert outcomes == {Outcome.MET: 3, Outcome.REFUSED: 6}
 
 
+def test_who_is_refused_is_told_when_it_would_have_been_finished():
+    met, *refused = replay("fixed:0", [Arrival(0.0, 0, WHOLE, 2.5)] * 3, batch=1)
+    assert (met.finish_s, met.predicted_s) == (2.0, None)
+    assert [one.predicted_s for one in refused] == [4.0, 4.0]
+
+
 def test_a_full_queue_refuses():
     served = replay("fixed:0", [Arrival(0.0, 0, WHOLE)] * 9, capacity_images=4)
     assert Counter(s.outcome for s in served) == {Outcome.MET: 4, Outcome.REFUSED: 5}

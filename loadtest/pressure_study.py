@@ -1,0 +1,105 @@
+"""``slicewise-load pressure``: a step in the traffic, and deadlines of every length, on a live server.
+
+Goes on from what ``slicewise-load policies`` found the machine to bear. Like it, it does nothing again that is in
+--out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from loadtest.machine import describe
+from loadtest.mix import Mix
+from loadtest.policy_plan import Capacity
+from loadtest.policy_study import CAPACITY, call, serve_flags, served, where
+from loadtest.pressure_plan import (
+    BUDGETS_REQUESTS,
+    BUDGETS_SHARE,
+    REST_SHARE,
+    STEP_FROM_S,
+    STEP_SHARE,
+    STEP_TO_S,
+    STEP_TRACE_S,
+    budgets,
+    recovered,
+    refusals,
+    step_budget,
+)
+from loadtest.pressure_report import STEP_PLOT, markdown
+from loadtest.run_report import WIDTHS_PLOT, RunRecord
+from loadtest.trace_file import Origin, fill, write_trace
+from loadtest.traces import Arrivals, poisson, step
+
+REPORT = "report.md"
+POLICY = "gate_slack"
+
+
+def configure_pressure(parser: argparse.ArgumentParser) -> None:
+    """Its flags."""
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="PATH", help="folder or zip of labelled images")
+    add("--image-count", type=int, required=True, metavar="N", help="images in it, as many as were evaluated")
+    add("--evaluation", type=Path, required=True, help="from slicewise-models evaluate --width all --json")
+    add("--capacity", type=Path, required=True, metavar="DIR", help="--out of slicewise-load policies")
+    add("--model", default="ds_resnet_cifar10")
+    add("--repository", type=Path, metavar="DIR", help="its repository, if not the shipped one")
+    add("--operating-point", type=int, default=0, help="of the gate (default: %(default)s, the most accurate)")
+    add("--repeats", type=int, default=10, help="steps, each of its own seed")
+    add("--out", type=Path, required=True, metavar="DIR")
+
+
+def run_pressure(arguments: argparse.Namespace) -> None:
+    """Measure what is missing, then write the report. Raises ValueError, BenchError and ServerError."""
+    a = arguments
+    if a.repeats < 1:
+        raise ValueError(f"--repeats {a.repeats}; allowed: 1 or more")
+    (a.out / "traces").mkdir(parents=True, exist_ok=True)
+    capacity = Capacity(**json.loads((a.capacity / CAPACITY).read_bytes()))
+    rest, high = (share * capacity.images_per_s for share in (REST_SHARE, STEP_SHARE))
+    steps = []
+    for seed in range(a.repeats):
+        arrivals = step(rest, high, (STEP_FROM_S, STEP_TO_S), STEP_TRACE_S, np.random.default_rng(seed))
+        steps.append(_live(a, f"step-seed-{seed}", arrivals, STEP_TRACE_S, step_budget(capacity), seed))
+    rate = BUDGETS_SHARE * capacity.images_per_s
+    duration_s = BUDGETS_REQUESTS / rate
+    arrivals = poisson(rate, duration_s, np.random.default_rng(0))
+    _live(a, "budgets", arrivals, duration_s, budgets(capacity), 0)
+    _twin(a, capacity)
+    live, twin = _rows(a.out / "live" / "budgets" / "requests.csv"), _rows(a.out / "twin" / f"budgets.{POLICY}.csv")
+    after = recovered(second for record in steps for second in record.seconds)
+    text = markdown(capacity, steps, after, refusals(live, twin), describe())
+    shutil.copy(a.out / "live" / "step-seed-0" / WIDTHS_PLOT, a.out / STEP_PLOT)
+    (a.out / REPORT).write_text(text, encoding="utf-8")
+    print(a.out / REPORT)
+
+
+def _live(a: argparse.Namespace, name: str, arrivals: Arrivals, duration_s: float, mix: Mix, seed: int) -> RunRecord:
+    trace, out = a.out / "traces" / f"{name}.csv", a.out / "live" / name
+    if not trace.exists():
+        origin = Origin("pressure", {}, duration_s, seed, a.image_count, (str(mix),))
+        write_trace(fill(arrivals, a.image_count, [mix], seed), trace, origin)
+    served(a, POLICY, trace, out, "--requests")
+    return RunRecord.load(out / "results.json")
+
+
+def _twin(a: argparse.Namespace, capacity: Capacity) -> None:
+    out = a.out / "twin"
+    if not (out / "simulation.json").exists():
+        flags = {
+            "--trace": a.out / "traces" / "budgets.csv", "--evaluation": a.evaluation, "--policies": POLICY,
+            "--workers": capacity.workers, "--overhead-ms": f"{capacity.overhead_ms:.3f}", "--events": "true",
+            "--out": out,
+        }  # fmt: skip
+        call("slicewise", "simulate", *where(a), *serve_flags(a, POLICY), *map(str, chain(*flags.items())))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))

@@ -1,0 +1,119 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from loadtest import pressure_study
+from loadtest.cli import main
+from loadtest.machine import describe
+from loadtest.policy_plan import Capacity
+from loadtest.pressure_plan import (
+    BUDGET_TAUS,
+    RECOVERED_S,
+    STEP_TRACE_S,
+    Refusals,
+    budgets,
+    recovered,
+    refusals,
+    step_budget,
+)
+from loadtest.pressure_report import markdown
+
+CAPACITY = Capacity(500.0, 2, 1.5)
+
+
+def second(start_s, **counts):
+    """Figures of one second in which nothing was due, but for these counts."""
+    return SimpleNamespace(**{"met": 0, "late": 0, "requests": 0, "infeasible": 0, "mean_madds": 1e6} | counts,
+                           start_s=float(start_s), end_s=start_s + 1.0)  # fmt: skip
+
+
+def test_budgets_are_multiples_of_the_narrowest_time():
+    assert str(step_budget(CAPACITY)) == "Latency-Budget=40.0ms:1"
+    mix = budgets(CAPACITY)
+    assert [value for value, _ in mix.shares] == [f"{4.0 * taus}ms" for taus in BUDGET_TAUS]
+
+
+def test_only_the_second_second_after_the_step_is_judged():
+    run = [second(at, met=9, requests=10 + at, infeasible=at) for at in range(int(STEP_TRACE_S))]
+    assert recovered([*run, *run]) == (18, 20)
+    assert recovered(one for one in run if one.start_s != RECOVERED_S[0]) == (0, 0)
+
+
+def live(at_s, fate, limit_ms=10.0, image=0):
+    return {"at_s": str(at_s), "image": str(image), "fate": fate, "limit_ms": str(limit_ms)}
+
+
+def twin(at_s, finish_s="", predicted_s="", image=0):
+    return {"at_s": repr(at_s), "image": str(image), "finish_s": str(finish_s), "predicted_s": str(predicted_s)}
+
+
+def test_a_refusal_is_judged_by_what_the_twin_says_of_that_arrival():
+    rows = [
+        live(0, "met"),
+        live(1, "late"),
+        live(2, "expired"),
+        live(3, "refused"),
+        live(4, "refused"),
+        live(5, "refused"),
+    ]
+    said = [twin(0.0, 0.001), twin(1.0), twin(2.0), twin(3.0, 3.0077), twin(4.0, 4.0076), twin(5.0, "", 5.02)]
+    found = refusals(rows, said)  # the budget of 10 ms is beyond 1.3 times 7.6 ms, not of 7.7 ms
+    assert found == Refusals(accepted=3, in_time=1, refused=3, wrongly=1)
+    assert (found.in_time_share, found.wrongly_share) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+
+
+def test_another_trace_is_an_error():
+    with pytest.raises(ValueError, match="1 s is not in"):
+        refusals([live(1, "met")], [twin(1.0, 2.0, image=1)])
+
+
+def test_nothing_let_in_and_nothing_refused_is_no_failure():
+    assert Refusals(0, 0, 0, 0).in_time_share == 1
+    assert Refusals(0, 0, 0, 0).wrongly_share == 0
+
+
+@pytest.mark.parametrize(
+    ("met", "wrongly", "verdicts"), [(99, 0, ["met"] * 3), (98, 6, ["**missed**", "met", "**missed**"])]
+)
+def test_the_report_judges_the_three_bars(met, wrongly, verdicts):
+    record = SimpleNamespace(
+        trace=SimpleNamespace(duration_s=STEP_TRACE_S),
+        seconds=[second(at, met=met, requests=100) for at in range(int(STEP_TRACE_S))],
+    )
+    text = markdown(CAPACITY, [record], (met, 100), Refusals(100, 98, 100, wrongly), describe())
+    judged = [line for line in text.splitlines() if "met." in line or "**missed**" in line or "| met |" in line]
+    assert [verdict in line for verdict, line in zip(verdicts, judged, strict=True)] == [True] * 3
+    assert f"| 0 | 100 | 0.{met}00 | 1.0 |" in text
+
+
+def test_the_study_runs_what_is_missing(monkeypatch, tmp_path):
+    """No server, no simulator: both leave what the study reads."""
+    said = []
+
+    def served(a, policy, trace, out, *_):
+        said.append(out.name)
+        assert trace.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "widths.png").write_bytes(b"")
+        (out / "requests.csv").write_text("at_s,image,fate,limit_ms\n")
+
+    def call(command, what, *flags):
+        said.append(what)
+        out = tmp_path / "out" / "twin"
+        out.mkdir()
+        (out / "simulation.json").write_text("{}")
+        (out / "budgets.gate_slack.csv").write_text("at_s,image,finish_s,predicted_s\n")
+
+    record = SimpleNamespace(trace=SimpleNamespace(duration_s=2.0), seconds=[second(7, met=1, requests=1)])
+    monkeypatch.setattr(pressure_study, "served", served)
+    monkeypatch.setattr(pressure_study, "call", call)
+    monkeypatch.setattr(pressure_study.RunRecord, "load", lambda _: record)
+    (tmp_path / "capacity.json").write_text(json.dumps({"images_per_s": 500.0, "workers": 2, "overhead_ms": 1.0}))
+    arguments = ["pressure", "--images", "some.zip", "--image-count", "20", "--evaluation", "eval.json", "--repeats",
+                 "2", "--capacity", str(tmp_path), "--out", str(tmp_path / "out")]  # fmt: skip
+    main(arguments)
+    assert said == ["step-seed-0", "step-seed-1", "budgets", "simulate"]
+    assert "1.0000 (2 of 2)" in (tmp_path / "out" / "report.md").read_text()
+    main(arguments)
+    assert said.count("simulate") == 1
