@@ -138,10 +138,10 @@ def _filled(argument: str, values: dict[str, str]) -> str:
 
 def _drive(load: Load, server: Server) -> Run:
     """Run the generator against the server, and read the server's CPU time when its window opens and closes."""
-    with _generator(load) as lines:
-        _expect(lines, "begin")
+    with generator(load) as lines:
+        expect(lines, "begin")
         server_began_s, busy_began_s = server.cpu_s(), busy_s()
-        _expect(lines, "end")
+        expect(lines, "end")
         server_s, machine_s = server.cpu_s() - server_began_s, busy_s() - busy_began_s
         outcome = _next(lines)
     latencies_ms = tuple(outcome["latencies_ms"])
@@ -161,7 +161,7 @@ def _drive(load: Load, server: Server) -> Run:
 
 
 @contextlib.contextmanager
-def _generator(load: Load) -> Iterator[IO[str]]:
+def generator(load: Load) -> Iterator[IO[str]]:
     """The lines that a generator process prints. It is killed when it takes far too long."""
     command = [sys.executable, "-m", "loadtest.closed_loop", *load.flags()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -183,7 +183,8 @@ def _next(lines: IO[str]) -> Any:
     return json.loads(line)
 
 
-def _expect(lines: IO[str], event: str) -> None:
+def expect(lines: IO[str], event: str) -> None:
+    """Wait for a generator's window to ``begin`` or ``end``; BenchError when it does not."""
     said = _next(lines)
     if said != event:
         raise BenchError(f"the load generator said {said!r} where {event!r} was due")

@@ -37,7 +37,7 @@ from loadtest.policy_plan import (
 )
 from loadtest.policy_report import markdown
 from loadtest.run_report import RunRecord
-from loadtest.servers import Fleet, Server
+from loadtest.servers import Fleet, Server, ServerSpec
 from loadtest.trace_file import Origin, fill, write_trace
 from loadtest.traces import poisson
 
@@ -87,8 +87,9 @@ def serve_flags(a: argparse.Namespace, policy: str) -> tuple[str, ...]:
     return ("--operating-point", str(a.operating_point), "--policy", policy)
 
 
-def _network(a: argparse.Namespace) -> Network:
-    return Network(a.model, a.images, a.repository)
+def server_spec(a: argparse.Namespace, policy: str) -> ServerSpec:
+    """The service under a policy."""
+    return slicewise_server(Network(a.model, a.images, a.repository), serve_flags(a, policy))
 
 
 def _capacity(a: argparse.Namespace) -> Capacity:
@@ -108,7 +109,7 @@ def _capacity(a: argparse.Namespace) -> Capacity:
 
 def _sustained(a: argparse.Namespace, work: Path) -> float:
     """Of Poisson arrivals, with the generator that runs the traces; not above what saturating clients get."""
-    spec = slicewise_server(_network(a), serve_flags(a, "fixed:0"))
+    spec = server_spec(a, "fixed:0")
     arm = HttpArm("capacity", spec, "/v1/classify", a.images, SATURATING_CLIENTS)
     with Fleet(work) as fleet:
         most = arm.measure(fleet, Window(3.0, 10.0)).images_per_s
@@ -143,7 +144,7 @@ def served(a: argparse.Namespace, policy: str, trace: Path, out: Path, *flags: s
     if (out / "results.json").exists():
         return RunRecord.load(out / "results.json").figures
     log = Path(tempfile.mkdtemp(prefix="slicewise-load-")) / "server.log"
-    with Server(slicewise_server(_network(a), serve_flags(a, policy)), log) as server:
+    with Server(server_spec(a, policy), log) as server:
         found = _run(a, server.url, trace, policy, out, *flags)
     say(f"live {out.name}")
     return found

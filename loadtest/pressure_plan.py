@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from loadtest.figures import percentile
 from loadtest.mix import Mix
 from loadtest.outcomes import Figures
 from loadtest.policy_plan import Capacity
@@ -21,6 +22,20 @@ BUDGET_TAUS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 40, 60)
 IN_TIME_SHARE, WRONGLY_SHARE, MARGIN_RATIO = 0.98, 0.05, 1.3
 """Of those let in, so many are in time; of those refused, at most so many had a budget beyond this multiple of
 the time that the twin predicts."""
+DELAY_ROUNDS, DELAY_BAR_MS = 5, 3.0
+"""The 99th percentile of the event loop's delay at saturation, above that beside as many busy threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """Milliseconds to an answer that takes nothing: beside busy threads alone, and of a service at saturation."""
+
+    floor_ms: tuple[float, ...]
+    service_ms: tuple[float, ...]
+
+    @property
+    def above_ms(self) -> float:
+        return percentile(self.service_ms, 99) - percentile(self.floor_ms, 99)
 
 
 @dataclass(frozen=True, slots=True)

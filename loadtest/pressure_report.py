@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loadtest.figures import percentile
+from loadtest.loop_delay import GAP_S
 from loadtest.policy_plan import Capacity
 from loadtest.pressure_plan import (
     BUDGETS_REQUESTS,
     BUDGETS_SHARE,
+    DELAY_BAR_MS,
+    DELAY_ROUNDS,
     IN_TIME_SHARE,
     MARGIN_RATIO,
     RECOVERED_S,
@@ -18,6 +22,7 @@ from loadtest.pressure_plan import (
     STEP_TAUS,
     STEP_TO_S,
     WRONGLY_SHARE,
+    Delays,
     Refusals,
 )
 from loadtest.results import Machine
@@ -28,11 +33,12 @@ STEP_PLOT = "step_widths.png"
 
 
 def markdown(
-    capacity: Capacity, steps: Sequence[RunRecord], after: tuple[int, int], found: Refusals, machine: Machine
-) -> str:
+    capacity: Capacity, steps: Sequence[RunRecord], after: tuple[int, int], found: Refusals, delays: Delays,
+    machine: Machine,
+) -> str:  # fmt: skip
     """The page. after: (met, requests) of all steps, of the second that is judged."""
     lines = ["# Under pressure", "", *machine_lines(machine), "", *_step(capacity, steps, after), ""]
-    return "\n".join([*lines, *_budgets(capacity, found)]) + "\n"
+    return "\n".join([*lines, *_budgets(capacity, found), "", *_delays(capacity, delays)]) + "\n"
 
 
 def _step(capacity: Capacity, steps: Sequence[RunRecord], after: tuple[int, int]) -> list[str]:
@@ -83,6 +89,25 @@ def _budgets(capacity: Capacity, found: Refusals) -> list[str]:
         "that it would have.",
         "",
         *table(["requests", "count", "measured", "bar", "verdict"], rows),
+    ]
+
+
+def _delays(capacity: Capacity, found: Delays) -> list[str]:
+    rows = [
+        [name, *(f"{percentile(values, percent):.2f}" for percent in (50, 90, 99)), f"{max(values):.1f}"]
+        for name, values in (("busy threads, no service", found.floor_ms), ("service at saturation", found.service_ms))
+    ]
+    return [
+        "## The event loop's delay",
+        "",
+        f"Milliseconds to `/healthz`, asked {1 / GAP_S:.0f} times a second: of a FastAPI server beside "
+        f"{capacity.workers} threads that compute without the interpreter lock, and of the service "
+        f"that saturating clients ask for classifications, in turns, {DELAY_ROUNDS} each.",
+        "",
+        *table(["", "p50", "p90", "p99", "most"], rows),
+        "",
+        f"At p99 {found.above_ms:.2f} ms above the floor; at most {DELAY_BAR_MS:g} ms: "
+        f"{_verdict(found.above_ms <= DELAY_BAR_MS)}.",
     ]
 
 

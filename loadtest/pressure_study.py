@@ -1,4 +1,4 @@
-"""``slicewise-load pressure``: a step in the traffic, and deadlines of every length, on a live server.
+"""``slicewise-load pressure``: a step in the traffic, deadlines of every length, and the event loop at saturation.
 
 Goes on from what ``slicewise-load policies`` found the machine to bear. Like it, it does nothing again that is in
 --out.
@@ -10,23 +10,33 @@ import argparse
 import csv
 import json
 import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from loadtest.arms import expect, generator
+from loadtest.closed_loop import Load
 from loadtest.machine import describe
 from loadtest.mix import Mix
 from loadtest.policy_plan import Capacity
-from loadtest.policy_study import CAPACITY, call, serve_flags, served, where
+from loadtest.policy_study import CAPACITY, SATURATING_CLIENTS, call, serve_flags, served, server_spec, where
 from loadtest.pressure_plan import (
     BUDGETS_REQUESTS,
     BUDGETS_SHARE,
+    DELAY_ROUNDS,
     REST_SHARE,
     STEP_FROM_S,
     STEP_SHARE,
     STEP_TO_S,
     STEP_TRACE_S,
+    Delays,
     budgets,
     recovered,
     refusals,
@@ -34,11 +44,13 @@ from loadtest.pressure_plan import (
 )
 from loadtest.pressure_report import STEP_PLOT, markdown
 from loadtest.run_report import WIDTHS_PLOT, RunRecord
+from loadtest.servers import Server, ServerSpec
 from loadtest.trace_file import Origin, fill, write_trace
 from loadtest.traces import Arrivals, poisson, step
 
 REPORT = "report.md"
 POLICY = "gate_slack"
+DELAY_S, LEAD_S = 8.0, 2.0
 
 
 def configure_pressure(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +86,7 @@ def run_pressure(arguments: argparse.Namespace) -> None:
     _twin(a, capacity)
     live, twin = _rows(a.out / "live" / "budgets" / "requests.csv"), _rows(a.out / "twin" / f"budgets.{POLICY}.csv")
     after = recovered(second for record in steps for second in record.seconds)
-    text = markdown(capacity, steps, after, refusals(live, twin), describe())
+    text = markdown(capacity, steps, after, refusals(live, twin), _delays(a, capacity), describe())
     shutil.copy(a.out / "live" / "step-seed-0" / WIDTHS_PLOT, a.out / STEP_PLOT)
     (a.out / REPORT).write_text(text, encoding="utf-8")
     print(a.out / REPORT)
@@ -98,6 +110,45 @@ def _twin(a: argparse.Namespace, capacity: Capacity) -> None:
             "--out": out,
         }  # fmt: skip
         call("slicewise", "simulate", *where(a), *serve_flags(a, POLICY), *map(str, chain(*flags.items())))
+
+
+def _delays(a: argparse.Namespace, capacity: Capacity) -> Delays:
+    """Of a server with busy threads and of the service under saturating clients, in turns."""
+    kept = a.out / "delays.json"
+    if not kept.exists():
+        module = (sys.executable, "-m", "loadtest.peers.busy", "--port", "{port}", "--threads", str(capacity.workers))
+        floor, service, spec = [], [], server_spec(a, POLICY)
+        with tempfile.TemporaryDirectory(prefix="slicewise-load-") as work:
+            for number in range(DELAY_ROUNDS):
+                with Server(ServerSpec("busy", module, "/healthz"), Path(work) / f"busy-{number}.log") as server:
+                    floor += _asked(server)
+                with (
+                    Server(spec, Path(work) / f"service-{number}.log") as server,
+                    _saturated(a, server),
+                ):
+                    service += _asked(server)
+        kept.write_text(json.dumps(asdict(Delays(tuple(floor), tuple(service)))), encoding="utf-8")
+    found = json.loads(kept.read_bytes())
+    return Delays(tuple(found["floor_ms"]), tuple(found["service_ms"]))
+
+
+def _asked(server: Server) -> list[float]:
+    """By a process of its own, so that nothing here makes it late."""
+    flags = ("--url", f"{server.url}/healthz", "--seconds", f"{DELAY_S:g}")
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtest.loop_delay", *flags], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: list[float] = json.loads(done.stdout)
+    return found
+
+
+@contextmanager
+def _saturated(a: argparse.Namespace, server: Server) -> Iterator[None]:
+    """Clients at work inside."""
+    load = Load(f"{server.url}/v1/classify", a.images, SATURATING_CLIENTS, LEAD_S, DELAY_S + LEAD_S)
+    with generator(load) as lines:
+        expect(lines, "begin")
+        yield
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ from loadtest.pressure_plan import (
     BUDGET_TAUS,
     RECOVERED_S,
     STEP_TRACE_S,
+    Delays,
     Refusals,
     budgets,
     recovered,
@@ -18,8 +21,10 @@ from loadtest.pressure_plan import (
     step_budget,
 )
 from loadtest.pressure_report import markdown
+from loadtest.servers import ServerSpec
 
 CAPACITY = Capacity(500.0, 2, 1.5)
+DELAYS = Delays((1.0,) * 99 + (2.0,), (1.0,) * 90 + (3.9,) * 10)
 
 
 def second(start_s, **counts):
@@ -74,16 +79,16 @@ def test_nothing_let_in_and_nothing_refused_is_no_failure():
 
 
 @pytest.mark.parametrize(
-    ("met", "wrongly", "verdicts"), [(99, 0, ["met"] * 3), (98, 6, ["**missed**", "met", "**missed**"])]
+    ("met", "wrongly", "verdicts"), [(99, 0, ["met"] * 4), (98, 6, ["**missed**", "met", "**missed**", "met"])]
 )
 def test_the_report_judges_the_three_bars(met, wrongly, verdicts):
     record = SimpleNamespace(
         trace=SimpleNamespace(duration_s=STEP_TRACE_S),
         seconds=[second(at, met=met, requests=100) for at in range(int(STEP_TRACE_S))],
     )
-    text = markdown(CAPACITY, [record], (met, 100), Refusals(100, 98, 100, wrongly), describe())
+    text = markdown(CAPACITY, [record], (met, 100), Refusals(100, 98, 100, wrongly), DELAYS, describe())
     judged = [line for line in text.splitlines() if "met." in line or "**missed**" in line or "| met |" in line]
-    assert [verdict in line for verdict, line in zip(verdicts, judged, strict=True)] == [True] * 3
+    assert [verdict in line for verdict, line in zip(verdicts, judged, strict=True)] == [True] * 4
     assert f"| 0 | 100 | 0.{met}00 | 1.0 |" in text
 
 
@@ -109,11 +114,27 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(pressure_study, "served", served)
     monkeypatch.setattr(pressure_study, "call", call)
     monkeypatch.setattr(pressure_study.RunRecord, "load", lambda _: record)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "delays.json").write_text(json.dumps({"floor_ms": [1.0], "service_ms": [9.0]}))
     (tmp_path / "capacity.json").write_text(json.dumps({"images_per_s": 500.0, "workers": 2, "overhead_ms": 1.0}))
     arguments = ["pressure", "--images", "some.zip", "--image-count", "20", "--evaluation", "eval.json", "--repeats",
                  "2", "--capacity", str(tmp_path), "--out", str(tmp_path / "out")]  # fmt: skip
     main(arguments)
     assert said == ["step-seed-0", "step-seed-1", "budgets", "simulate"]
+    assert "8.00 ms above the floor; at most 3 ms: **missed**" in (tmp_path / "out" / "report.md").read_text()
     assert "1.0000 (2 of 2)" in (tmp_path / "out" / "report.md").read_text()
     main(arguments)
     assert said.count("simulate") == 1
+
+
+def test_delays_are_asked_for_in_turns(monkeypatch, tmp_path):
+    """A real server with busy threads stands in for both."""
+    monkeypatch.setattr(pressure_study, "DELAY_S", 0.1)
+    monkeypatch.setattr(pressure_study, "DELAY_ROUNDS", 2)
+    command = (sys.executable, "-m", "loadtest.peers.busy", "--port", "{port}", "--threads", "1")
+    monkeypatch.setattr(pressure_study, "server_spec", lambda *_: ServerSpec("busy", command, "/healthz"))
+    monkeypatch.setattr(pressure_study, "_saturated", lambda *_: contextlib.nullcontext())
+    found = pressure_study._delays(SimpleNamespace(out=tmp_path), Capacity(1.0, 1, 0.0))
+    assert len(found.floor_ms) == len(found.service_ms) == 20
+    assert min(found.floor_ms) > 0
+    assert pressure_study._delays(SimpleNamespace(out=tmp_path), CAPACITY) == found
