@@ -147,7 +147,9 @@ class Problems:
             headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         if status == 401:
             headers["www-authenticate"] = "Bearer"
-        if status in (408, 413):  # the rest of the body is not read, so the connection cannot be used again
+        # The rest of the body is not read, so the connection cannot be used again; a client of a service that
+        # drains is to find another one, which it does when it connects anew.
+        if status in (408, 413) or error_type == "draining":
             headers["connection"] = "close"
         feasible = error.feasible if isinstance(error, errors.InfeasibleBudgetError) else None
         return self._respond(request, status, error_type, str(error), headers, feasible)

@@ -187,13 +187,16 @@ def test_a_full_queue_refuses_with_a_time_to_come_back(start):
 def test_draining_and_loading_are_503(start):
     with start() as server:
         server.state.draining = True
-        check(server.client.get("/readyz"), 503, "draining")
-        check(server.client.post("/v1/classify", content=random_image(0), headers=PNG), 503, "draining")
+        for refused in (server.client.get("/readyz"), server.client.post("/v1/classify", content=b"", headers=PNG)):
+            check(refused, 503, "draining")
+            assert refused.headers["connection"] == "close"  # so that the client looks for another replica
         assert server.client.get("/healthz").status_code == 200
         server.state.draining = False
         models = dict(server.state.models)
         server.state.models.clear()
-        check(server.client.get("/readyz"), 503, "loading")
+        loading = server.client.get("/readyz")
+        check(loading, 503, "loading")
+        assert "connection" not in loading.headers
         check(server.client.post("/v1/classify", content=random_image(0), headers=PNG), 503, "loading")
         server.state.models.update(models)
 
