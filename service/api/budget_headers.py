@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from fractions import Fraction
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from service.errors import BadRequestError
 from service.request import Budget, Forced
@@ -60,6 +60,31 @@ _ITEM = rf"{_BARE}{_PARAMETERS}"
 _INNER_LIST = rf"\( *(?:{_ITEM}(?: +{_ITEM})* *)?\)"
 _MEMBER = re.compile(rf"(?P<key>{_KEY})(?:=(?P<value>{_BARE}|{_INNER_LIST}))?{_PARAMETERS}", re.ASCII)
 _COMMA = re.compile(r"[ \t]*,[ \t]*")
+
+# The same grammars for whoever generates requests from /openapi.json; tests hold both to each other.
+_ABOVE_0 = r"(0*[1-9][0-9]*(\.[0-9]+)?|0+\.0*[1-9][0-9]*)"
+_PERCENTAGE = r"(0*100(\.0+)?|0*[1-9][0-9]?(\.[0-9]+)?|0+\.0*[1-9][0-9]*)%"
+_OTHER_KEY = r"(?:[a-tv-z*][a-z0-9_.*-]*|u[a-z0-9_.*-]+)"
+_ANY_MEMBER = rf"(?:u=(?:-?0+|0*[1-7])|{_OTHER_KEY}(?:=(?:{_BARE}|{_INNER_LIST}))?){_PARAMETERS}"
+PATTERNS = {
+    "Compute-Budget": rf"^({_ABOVE_0}[kKmMgG]?|{_PERCENTAGE})$",
+    "Latency-Budget": rf"^{_ABOVE_0}([mM]?[sS])?$",
+    "Accuracy-Floor": rf"^(0*1(\.0+)?|0+\.0*[1-9][0-9]*|{_PERCENTAGE})$",
+    "Slice-Width": r"^(narrowest|widest|auto|[0-9]+)$",
+    "Priority": rf"^(?:{_ANY_MEMBER}(?:[ \t]*,[ \t]*{_ANY_MEMBER})*)?$",
+}
+"""Regular expressions of JSON Schema for the values that ``parse_budget`` takes, beside their length."""
+
+
+def header_parameters() -> list[dict[str, Any]]:
+    """OpenAPI declarations of the request headers that every classification takes."""
+    described = {**GRAMMARS, "Cache-Control": "no-cache: compute the answer, whatever the answer cache holds"}
+    bounded = {name: {"pattern": pattern, "maxLength": MAX_VALUE_CHARS} for name, pattern in PATTERNS.items()}
+    return [
+        {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"} | more}
+        for name, text in described.items()
+        for more in (bounded.get(name, {}),)
+    ]
 
 
 def parse_budget(headers: RawHeaders) -> Budget:

@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 from service import errors
 from service.api.access import GuardedRoute, admit, bypasses_cache, granted
 from service.api.bodies import image_parts, one_image, read_body
-from service.api.budget_headers import parse_budget
-from service.api.problems import QUOTA_HEADERS, REQUEST_ID_HEADER, describe, header, responses
+from service.api.budget_headers import header_parameters, parse_budget
+from service.api.problems import QUOTA_HEADERS, describe, header, responses
 from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer, log_fields
 from service.api.state import Lease, ServiceState, state_of
 from service.hosting import HostedModel
@@ -30,20 +30,21 @@ from service.request import Budget, Prediction, Window
 T = TypeVar("T")
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+_ENCODING = {"encoding": {"image": {"contentType": ", ".join(MEDIA_TYPES)}}}
 _PARTS = {
     "schema": {
         "type": "object",
         "required": ["image"],
         "properties": {"image": {"type": "string", "format": "binary"}},
     }
-}
+} | _ENCODING
 _MANY_PARTS = {
     "schema": {
         "type": "object",
         "required": ["image"],
-        "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+        "properties": {"image": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}},
     }
-}
+} | _ENCODING
 _JSON = {
     "schema": {
         "type": "object",
@@ -52,34 +53,21 @@ _JSON = {
         "properties": {"image": {"type": "string", "format": "byte", "contentEncoding": "base64"}},
     }
 }
-_KNOBS = [
-    ("Compute-Budget", "ceiling on the served multiply-adds: 180000000, 180M, 0.18G, or 40% of the widest slice"),
-    ("Latency-Budget", "answered or refused by then: 25ms, 0.5s; a bare number is milliseconds"),
-    ("Accuracy-Floor", "least accuracy of the slice: 0.90 in (0, 1], or 90%"),
-    ("Slice-Width", "force a slice: an index, narrowest, widest, or auto"),
-    ("Priority", "RFC 9218 urgency: u=0..7, default 3, 0 is the most urgent"),
-    ("Cache-Control", "no-cache: compute the answer, whatever the answer cache holds"),
-    ("X-Request-ID", "[A-Za-z0-9._-]{1,128}; echoed"),
-]
-_PARAMETERS = [
-    {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
-    for name, text in _KNOBS
-]
 _SPENT = {
-    "Compute-MAdds": header("multiply-adds spent, summed over the images; 0 from the cache", "integer"),
+    "Compute-MAdds": header("multiply-adds spent, summed over the images; 0 from the cache", "integer", required=True),
     **QUOTA_HEADERS,
 }
 _SERVED = {
-    "Slice-Width": header("ladder index that was served", "integer"),
-    "Slice-Gate-Width": header("what the gate wished; none when a forced width skipped it"),
-    "Slice-Reason": header("why this slice"),
-    "Server-Timing": header("milliseconds of decode, queue, trunk and body"),
+    "Slice-Width": header("ladder index that was served", "integer", required=True),
+    "Slice-Gate-Width": header("what the gate wished; none when a forced width skipped it", required=True),
+    "Slice-Reason": header("why this slice", required=True),
+    "Server-Timing": header("milliseconds of decode, queue, trunk and body", required=True),
 }
-_ERRORS = responses(400, 401, 404, 405, 408, 413, 415, 422, 429, 431, 500, 503, 504)
+_ERRORS = responses(400, 401, 404, 413, 415, 422, 429, 503, 504)
 
 
 def _body_doc(content: dict[str, Any]) -> dict[str, Any]:
-    return {"parameters": _PARAMETERS, "requestBody": {"required": True, "content": content}}
+    return {"parameters": header_parameters(), "requestBody": {"required": True, "content": content}}
 
 
 class ClassifyQuery(BaseModel):
@@ -184,7 +172,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 @router.post(
     "/classify",
     response_model=ClassifyResponse,
-    responses={200: {"headers": _SPENT | _SERVED | REQUEST_ID_HEADER}, **_ERRORS},
+    responses={200: {"headers": _SPENT | _SERVED}, **_ERRORS},
     openapi_extra=_body_doc(
         {**{kind: _BINARY for kind in MEDIA_TYPES}, "multipart/form-data": _PARTS, "application/json": _JSON}
     ),
@@ -208,7 +196,7 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
 @router.post(
     "/classify/batch",
     response_model=BatchResponse,
-    responses={200: {"headers": _SPENT | REQUEST_ID_HEADER}, **_ERRORS},
+    responses={200: {"headers": _SPENT}, **_ERRORS},
     openapi_extra=_body_doc({"multipart/form-data": _MANY_PARTS}),
 )
 async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:

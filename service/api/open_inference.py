@@ -21,10 +21,10 @@ from service.api import budget_headers
 from service.api.access import GuardedRoute, admit, bypasses_cache, granted
 from service.api.bodies import read_body
 from service.api.classify import while_connected
+from service.api.open_inference_documents import INFER, json_body
 from service.api.open_inference_outputs import answer_parameters, output_tensors
 from service.api.open_inference_request import InputShape, images_of, merged_budget, wanted_outputs
 from service.api.open_inference_schemas import (
-    InferRequest,
     InferResponse,
     Live,
     ModelConfig,
@@ -33,13 +33,12 @@ from service.api.open_inference_schemas import (
     Ready,
     ServerMetadata,
     Statistics,
-    json_body,
     model_config,
     model_metadata,
     model_stats,
 )
-from service.api.open_inference_wire import F32, Call, Wanted, inflate, json_length, parse_call, render
-from service.api.problems import QUOTA_HEADERS, REQUEST_ID_HEADER, header, responses
+from service.api.open_inference_wire import F32, MOST_LENGTH, Call, Wanted, inflate, json_length, parse_call, render
+from service.api.problems import QUOTA_HEADERS, header, responses
 from service.api.schemas import answer_headers, log_fields
 from service.api.state import Lease, ServiceState, state_of
 from service.hosting import HostedModel
@@ -65,24 +64,22 @@ _NOT_BUILT = (
 """Known paths of extensions that this service does not have: 501 says more than 404."""
 
 _LENGTH = {LENGTH_HEADER: header("bytes of JSON in front of the binary tensors; absent when all is JSON", "integer")}
-_MODEL_ERRORS = responses(401, 404, 405, 431, 500, 503)
+_MODEL_ERRORS = responses(401, 404, 503)
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _PARAMETERS = [
-    {"name": name, "in": "header", "required": False, "description": grammar, "schema": {"type": "string"}}
-    for name, grammar in budget_headers.GRAMMARS.items()
-] + [
+    *budget_headers.header_parameters(),
     {
         "name": LENGTH_HEADER,
         "in": "header",
         "required": False,
         "description": "bytes of JSON at the start of the body; absent when all of it is JSON",
-        "schema": {"type": "integer", "minimum": 0},
-    }
+        "schema": {"type": "integer", "minimum": 0, "maximum": MOST_LENGTH},
+    },
 ]
 
 
 def _infer_body() -> dict[str, Any]:
-    document = json_body(InferRequest, required=True, parameters=_PARAMETERS)
+    document = json_body(INFER, required=True, parameters=_PARAMETERS)
     document["requestBody"]["content"].update(_BINARY)
     return document
 
@@ -91,7 +88,7 @@ def _json(data: object) -> Response:
     return Response(orjson.dumps(data), media_type="application/json")
 
 
-@router.get("", response_model=ServerMetadata, responses=responses(401, 405, 431, 500))
+@router.get("", response_model=ServerMetadata, responses=responses(401))
 async def server_metadata(request: Request) -> Response:
     """What this server is, and the extensions that work."""
     control = ["model_repository"] if state_of(request).settings.model_control == "explicit" else []
@@ -99,20 +96,20 @@ async def server_metadata(request: Request) -> Response:
     return _json({"name": name, "version": distribution_version(name), "extensions": [*EXTENSIONS, *control]})
 
 
-@router.get("/health/live", response_model=Live, responses=responses(405, 431, 500))
+@router.get("/health/live", response_model=Live, responses=responses())
 async def live() -> Response:
     """Alive: the event loop turns."""
     return _json({"live": True})
 
 
-@router.get("/health/ready", response_model=Ready, responses=responses(405, 431, 500, 503))
+@router.get("/health/ready", response_model=Ready, responses=responses(503))
 async def ready(request: Request) -> Response:
     """Ready: every model is warm and the service is not draining."""
     state_of(request).check_ready()
     return _json({"ready": True})
 
 
-@router.get("/models/stats", response_model=Statistics, responses=responses(401, 405, 431, 500, 503))
+@router.get("/models/stats", response_model=Statistics, responses=responses(401, 503))
 async def all_statistics(request: Request) -> Response:
     """What every served model has done since it was loaded."""
     state = state_of(request)
@@ -264,13 +261,14 @@ _INFER: dict[str, Any] = {
         200: {
             "content": _BINARY,
             "headers": {
-                "Compute-MAdds": header("multiply-adds spent, summed over the images; 0 from the cache", "integer"),
+                "Compute-MAdds": header(
+                    "multiply-adds spent, summed over the images; 0 from the cache", "integer", required=True
+                ),
                 **QUOTA_HEADERS,
                 **_LENGTH,
-                **REQUEST_ID_HEADER,
             },
         },
-        **responses(400, 401, 404, 405, 408, 413, 415, 422, 429, 431, 500, 501, 503, 504),
+        **responses(400, 401, 404, 413, 415, 422, 429, 501, 503, 504),
     },
     "openapi_extra": _infer_body(),
 }

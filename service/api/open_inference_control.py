@@ -20,9 +20,10 @@ from fastapi import APIRouter, Request, Response
 from models.checkpoint import Checkpoint, CheckpointError, load, models_in, read_manifest, resolve, versions
 from service.api.access import AdminRoute
 from service.api.bodies import read_body
-from service.api.open_inference_schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest, json_body
+from service.api.open_inference_documents import INDEX, LOAD, UNLOAD, json_body
+from service.api.open_inference_schemas import IndexEntry
 from service.api.open_inference_wire import parse_object
-from service.api.problems import REQUEST_ID_HEADER, responses
+from service.api.problems import responses
 from service.api.state import Lease, ServiceState, state_of
 from service.errors import BadRequestError, DrainingError, ForbiddenError, NotBuiltError, NotFoundError
 from service.hosting import HostedModel, WarmEngine, check_policy, gate_decision, warm_up
@@ -35,16 +36,15 @@ BODY_LIMIT_BYTES = 65_536
 """Of a request to this extension; its longest honest one is a version policy."""
 RETIRE_POLL_S = 0.02
 
-_ERRORS = responses(400, 401, 403, 404, 405, 408, 413, 431, 500, 501, 503)
-_OK: dict[int | str, dict[str, Any]] = {200: {"headers": REQUEST_ID_HEADER}}
+_ERRORS = responses(400, 401, 403, 404, 413, 501, 503)
 
 
 @router.post(
     "/index",
     response_model=list[IndexEntry],
     response_model_exclude_unset=True,
-    responses={**_OK, **responses(400, 401, 403, 405, 408, 413, 431, 500, 503)},
-    openapi_extra=json_body(IndexRequest),
+    responses=responses(400, 401, 403, 413, 503),
+    openapi_extra=json_body(INDEX),
 )
 async def index(request: Request) -> Response:
     """Every model of the repository, and which version of it is served."""
@@ -58,9 +58,7 @@ async def index(request: Request) -> Response:
     return _json([entry for entry in entries if not ready or entry.get("state") == "READY"])
 
 
-@router.post(
-    "/models/{model}/load", response_class=Response, responses={**_OK, **_ERRORS}, openapi_extra=json_body(LoadRequest)
-)
+@router.post("/models/{model}/load", response_class=Response, responses=_ERRORS, openapi_extra=json_body(LOAD))
 async def load_model(request: Request, model: str) -> Response:
     """Serve a model, or another version of one; answers when requests reach it."""
     state = _controlled(request)
@@ -74,8 +72,8 @@ async def load_model(request: Request, model: str) -> Response:
 @router.post(
     "/models/{model}/unload",
     response_class=Response,
-    responses={**_OK, **_ERRORS},
-    openapi_extra=json_body(UnloadRequest),
+    responses=_ERRORS,
+    openapi_extra=json_body(UNLOAD),
 )
 async def unload_model(request: Request, model: str) -> Response:
     """Serve a model no more; requests that have found it are still answered."""

@@ -7,6 +7,7 @@ Parameters mean what the headers of the same name mean; of two budgets the stric
 from __future__ import annotations
 
 import binascii
+import math
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.api.budget_headers import MAX_LATENCY_S, parse_budget
-from service.api.open_inference_wire import F32, Call, Parameters, Tensor, Wanted, byte_values, float_values
+from service.api.open_inference_wire import F32, Call, Parameters, Tensor, Wanted, byte_values, float_values, whole
 from service.errors import BadRequestError, TooLargeError
 from service.request import Budget, Forced
 
@@ -36,6 +37,8 @@ OUTPUTS = {
 }
 DEFAULT_OUTPUTS = ("probabilities", "slice_width")
 
+_LEAST, _MOST = 1e-12, 10**20
+"""Numbers above 0 and beyond these mean the same as they do, and would have more digits than a header may."""
 _HEADERS = {
     "compute_budget": b"compute-budget",
     "latency_budget_ms": b"latency-budget",
@@ -160,6 +163,10 @@ def _header(name: str, value: Any) -> bytes:
         return value[:256].encode()
     if type(value) not in (int, float):
         raise BadRequestError(f"parameter {name} is {str(value)[:64]!r}; allowed: a number, or a header's text")
+    if name == "slice_width":
+        value = value if (index := whole(value)) is None else index
+    elif 0 < value < math.inf:
+        value = min(max(value, _LEAST), _MOST)
     return format(Decimal(repr(value)), "f").encode()
 
 
@@ -183,9 +190,10 @@ def _urgency(parameters: Parameters, stated: int) -> int:
 
 
 def _integer(parameters: Parameters, name: str, meaning: str) -> int:
-    value = parameters.get(name, 0)
-    if type(value) is not int or value < 0:
-        raise BadRequestError(f"parameter {name} is {str(value)[:64]!r}; allowed: an integer of at least 0, {meaning}")
+    given = parameters.get(name, 0)
+    value = whole(given)
+    if value is None:
+        raise BadRequestError(f"parameter {name} is {str(given)[:64]!r}; allowed: an integer of at least 0, {meaning}")
     return value
 
 

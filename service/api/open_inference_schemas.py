@@ -1,15 +1,12 @@
-"""The messages of the Open Inference Protocol v2, as /openapi.json shows them, and what fills them.
-
-Requests are read by ``open_inference_wire`` and not by these classes: a body may have binary data behind it.
-"""
+"""The answers of the Open Inference Protocol v2, as /openapi.json shows them, and what fills them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from service.api.open_inference_request import MAX_PIXEL, OUTPUTS
+from service.api.open_inference_request import OUTPUTS
 from service.hosting import HostedModel
 from service.tally import Sum, Tally
 
@@ -136,40 +133,6 @@ class Statistics(BaseModel):
     model_stats: list[ModelStats]
 
 
-class InputTensor(BaseModel):
-    """An input: ``data``, or ``binary_data_size`` in its parameters and the bytes behind the JSON."""
-
-    name: str = Field(description="image or pixels")
-    datatype: str = Field(description="BYTES for image, FP32 for pixels")
-    shape: list[int] = Field(description="[N] for image, [N, 3, H, W] for pixels")
-    parameters: dict[str, Any] | None = None
-    data: list[Any] | None = Field(
-        None,
-        description="images as base64, or pixels, already normalised, "
-        f"flat or nested, within {-MAX_PIXEL:g}..{MAX_PIXEL:g}",
-    )
-
-
-class RequestedOutput(BaseModel):
-    """An output: its parameters binary_data and classification (how many best classes instead of values)."""
-
-    name: str = Field(description=", ".join(OUTPUTS))
-    parameters: dict[str, Any] | None = None
-
-
-class InferRequest(BaseModel):
-    """One inference request."""
-
-    id: str | None = None
-    parameters: dict[str, Any] | None = Field(
-        None,
-        description="compute_budget, latency_budget_ms, accuracy_floor, slice_width, timeout (microseconds), "
-        "priority (0 default, 1 most urgent), binary_data_output",
-    )
-    inputs: list[InputTensor]
-    outputs: list[RequestedOutput] | None = Field(None, description="probabilities and slice_width when absent")
-
-
 class OutputTensor(BaseModel):
     """An output: flat ``data``, or ``binary_data_size`` in its parameters and the bytes behind the JSON."""
 
@@ -190,12 +153,6 @@ class InferResponse(BaseModel):
     outputs: list[OutputTensor]
 
 
-class IndexRequest(BaseModel):
-    """Which models to list."""
-
-    ready: bool = Field(False, description="only those that are served")
-
-
 class IndexEntry(BaseModel):
     """One model of the repository. state: READY, LOADING, UNLOADING or UNAVAILABLE."""
 
@@ -203,38 +160,6 @@ class IndexEntry(BaseModel):
     version: str | None = None
     state: str
     reason: str
-
-
-class LoadRequest(BaseModel):
-    """What to load."""
-
-    parameters: dict[str, Any] | None = Field(
-        None, description='config: {"version_policy": {"specific": {"versions": [V]}}} as text; the highest when absent'
-    )
-
-
-class UnloadRequest(BaseModel):
-    """Nothing has to be said; no model here depends on another, so unload_dependents changes nothing."""
-
-    parameters: dict[str, Any] | None = None
-
-
-def json_body(message: type[BaseModel], required: bool = False, **others: Any) -> dict[str, Any]:
-    """OpenAPI of a JSON request body; ``others``: what else the operation declares."""
-    schema = message.model_json_schema()
-    inlined = _inlined(schema, schema.pop("$defs", {}))
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": inlined}}}, **others}
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """A schema that stands alone: every reference replaced by what it names."""
-    if isinstance(schema, list):
-        return [_inlined(part, definitions) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    return {key: _inlined(part, definitions) for key, part in schema.items()}
 
 
 def model_metadata(model: HostedModel) -> dict[str, Any]:

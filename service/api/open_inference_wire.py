@@ -30,6 +30,9 @@ MAX_TENSORS = 16
 """Inputs, and outputs, of one request: no model here has as many."""
 _LENGTH_BYTES = 4
 _LENGTH_DIGITS = 15
+MOST_LENGTH = 10**_LENGTH_DIGITS - 1
+"""Largest Inference-Header-Content-Length that is read as a number."""
+_MOST_FLOAT = 2.0**64
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _NUMBERS = {int, float}  # bool is a type of its own, and no number here
 
@@ -327,10 +330,18 @@ def _flag(parameters: Parameters, key: str, default: bool) -> bool:
     return value
 
 
+def whole(value: Any) -> int | None:
+    """A JSON value as the integer of at least 0 that it is, or None. 3.0 is one: JSON has a single kind of number."""
+    if type(value) is float and value.is_integer() and value < _MOST_FLOAT:
+        value = int(value)
+    return value if type(value) is int and value >= 0 else None
+
+
 def _natural(value: Any, what: str) -> int:
-    if type(value) is not int or value < 0:
+    number = whole(value)
+    if number is None:
         raise BadRequestError(f"{what} is {_shown(value)}; allowed: an integer of at least 0")
-    return value
+    return number
 
 
 def _refuse_shared_memory(parameters: Parameters, where: str) -> None:

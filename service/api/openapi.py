@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from service.api.problems import REQUEST_ID_HEADER
+
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -15,6 +17,8 @@ _ASSUMED = ("HTTPValidationError", "ValidationError")
 
 def install(app: FastAPI, asks_for_keys: bool) -> None:
     """Replace ``app.openapi``: FastAPI adds its own 422 to every route with a parameter; ours is a 400.
+
+    Every answer is declared with the header that every answer has.
 
     asks_for_keys  routes that can answer 401 say how a key is shown.
     """
@@ -27,6 +31,8 @@ def install(app: FastAPI, asks_for_keys: bool) -> None:
                 declared = operation["responses"].get("422", {})
                 if _ASSUMED[0] in str(declared.get("content", "")):
                     del operation["responses"]["422"]
+                for response in operation["responses"].values():
+                    response["headers"] = response.get("headers", {}) | REQUEST_ID_HEADER
                 if asks_for_keys and "401" in operation["responses"]:
                     operation["security"] = [{name: []} for name in _SCHEMES]
         for name in _ASSUMED:

@@ -27,28 +27,26 @@ def _json(data: object) -> Response:
     return Response(orjson.dumps(data), media_type="application/json")
 
 
-@router.get("/v1/models", response_model=ModelList, responses=responses(401, 405, 431, 500, 503), tags=["models"])
+@router.get("/v1/models", response_model=ModelList, responses=responses(401, 503), tags=["models"])
 async def list_models(request: Request) -> Response:
     """Every hosted model, the default one first."""
     state = state_of(request)
     return _json({"models": [model_info(state.find(name, None)) for name in state.served]})
 
 
-@router.get(
-    "/v1/models/{model}", response_model=ModelInfo, responses=responses(401, 404, 405, 431, 500, 503), tags=["models"]
-)
+@router.get("/v1/models/{model}", response_model=ModelInfo, responses=responses(401, 404, 503), tags=["models"])
 async def get_model(request: Request, model: str) -> Response:
     """One hosted model: per slice its cost, parameters, accuracy and measured latency."""
     return _json(model_info(state_of(request).find(model, None)))
 
 
-@router.get("/healthz", response_model=Status, responses=responses(405, 431, 500), tags=["operations"])
+@router.get("/healthz", response_model=Status, responses=responses(), tags=["operations"])
 async def healthz() -> Response:
     """Alive: the event loop turns."""
     return _json({"status": "alive"})
 
 
-@router.get("/readyz", response_model=Status, responses=responses(405, 431, 500, 503), tags=["operations"])
+@router.get("/readyz", response_model=Status, responses=responses(503), tags=["operations"])
 async def readyz(request: Request) -> Response:
     """Ready: every model is warm and the service is not draining."""
     state_of(request).check_ready()
@@ -58,7 +56,7 @@ async def readyz(request: Request) -> Response:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **responses(405, 431, 500)},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **responses()},
     tags=["operations"],
 )
 async def metrics(request: Request) -> Response:

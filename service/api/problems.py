@@ -69,32 +69,43 @@ DESCRIPTIONS = {
 }
 
 
-def header(description: str, kind: str = "string") -> dict[str, Any]:
-    """OpenAPI declaration of one response header."""
-    return {"description": description, "schema": {"type": kind}}
+def header(description: str, kind: str = "string", required: bool = False) -> dict[str, Any]:
+    """OpenAPI declaration of one response header. required: every such answer has it."""
+    return {"description": description, "schema": {"type": kind}, "required": required}
 
 
-REQUEST_ID_HEADER = {"X-Request-ID": header("the request's id: echoed, or made here")}
+REQUEST_ID_HEADER = {
+    "X-Request-ID": header("the request's id: echoed, or made here", required=True)
+    | {"schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"}}
+}
 QUOTA_HEADERS = {
     "RateLimit-Policy": header("the client's quota in MAdds, where it has one: q in a window of w seconds"),
     "RateLimit": header("MAdds that are left of it (r), and seconds until it is whole again (t)"),
 }
+ANY_ROUTE = (405, 408, 431, 500)
+"""Statuses that need nothing of a route: a wrong verb, header fields that come too slowly or too many, a bug."""
+_RETRY_SECONDS = {"schema": {"type": "integer", "minimum": 1}}
+_OWN_HEADERS = {
+    401: {"WWW-Authenticate": header("Bearer", required=True)},
+    405: {"Allow": header("the verb that is served", required=True)},
+    429: {
+        "Retry-After": header("whole seconds until the quota admits a request", required=True) | _RETRY_SECONDS,
+        **QUOTA_HEADERS,
+    },
+    503: {"Retry-After": header("whole seconds, predicted from the backlog", required=True) | _RETRY_SECONDS},
+}
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI declarations of these error statuses."""
-    declared: dict[int | str, dict[str, Any]] = {}
-    for status in statuses:
-        headers = dict(REQUEST_ID_HEADER)
-        if status == 401:
-            headers["WWW-Authenticate"] = header("Bearer")
-        if status == 429:
-            headers["Retry-After"] = header("whole seconds until the quota admits a request", "integer")
-            headers |= QUOTA_HEADERS
-        if status == 503:
-            headers["Retry-After"] = header("whole seconds, predicted from the backlog", "integer")
-        declared[status] = {"model": Problem, "description": DESCRIPTIONS[status], "headers": headers}
-    return declared
+    """OpenAPI declarations of these error statuses, and of those that any route can answer."""
+    return {
+        status: {
+            "model": Problem,
+            "description": DESCRIPTIONS[status],
+            "headers": REQUEST_ID_HEADER | _OWN_HEADERS.get(status, {}),
+        }
+        for status in sorted({*statuses, *ANY_ROUTE})
+    }
 
 
 def describe(error: errors.SlicewiseError) -> tuple[int, str]:

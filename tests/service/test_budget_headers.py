@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import string
 from fractions import Fraction
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.api.budget_headers import parse_budget, request_id
+from service.api.budget_headers import PATTERNS, header_parameters, parse_budget, request_id
 from service.errors import BadRequestError
 from service.request import Budget, Forced
 
@@ -260,3 +261,31 @@ def test_well_formed_request_ids_are_kept(text: str) -> None:
 @pytest.mark.parametrize("values", [[], [b""], [b"a" * 129], [b"a b"], [b"a\n"], [b"\xe9"], [b"a/b"], [b"a", b"a"]])
 def test_absent_malformed_and_repeated_request_ids_are_replaced_by_the_caller(values: list[bytes]) -> None:
     assert request_id([(b"x-request-id", value) for value in values]) is None
+
+
+LETTERS = {
+    "Compute-Budget": "0123456789.kKmMgG%-+e ",
+    "Latency-Budget": "0123456789.msMS%-",
+    "Accuracy-Floor": "0123456789.%-",
+    "Slice-Width": "0123456789-narowestidu",
+    "Priority": 'u=01234567,;- \t."?:()ab*',
+}
+
+
+@PROPERTY
+@given(st.sampled_from(NAMES), st.data())
+def test_the_pattern_that_is_published_matches_what_is_taken(name: str, data: st.DataObject) -> None:
+    matching = st.from_regex(re.compile(PATTERNS[name], re.ASCII))
+    text = data.draw(matching | st.text(LETTERS[name], max_size=12))[:64].strip(" \t\n")
+    try:
+        parse(name, text)
+    except BadRequestError:
+        assert re.search(PATTERNS[name], text) is None
+    else:
+        assert re.search(PATTERNS[name], text)
+
+
+def test_every_knob_is_published_with_its_pattern_and_its_bound() -> None:
+    published = {about["name"]: about["schema"] for about in header_parameters()}
+    assert {name for name, schema in published.items() if "pattern" in schema} == set(NAMES)
+    assert all(published[name]["maxLength"] == 64 for name in NAMES)

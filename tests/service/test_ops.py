@@ -66,9 +66,9 @@ def test_openapi_declares_every_error_status_and_every_knob(client):
         assert {"Compute-MAdds", "X-Request-ID"} <= set(operation["responses"]["200"]["headers"])
         assert "Retry-After" in operation["responses"]["503"]["headers"]
     assert set(paths["/v1/models/{model}"]["get"]["responses"]) == {
-        "200", "401", "404", "405", "431", "500", "503",
+        "200", "401", "404", "405", "408", "431", "500", "503",
     }  # fmt: skip
-    assert set(paths["/healthz"]["get"]["responses"]) == {"200", "405", "431", "500"}
+    assert set(paths["/healthz"]["get"]["responses"]) == {"200", "405", "408", "431", "500"}
 
 
 def test_cors_is_off_by_default_and_exposes_the_headers_when_on(start, client):
