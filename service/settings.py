@@ -146,6 +146,12 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(
         10.0, gt=0, description="time for a request's bytes to arrive; shorter frees slow clients' memory sooner"
     )
+    head_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="time for a request's header fields to arrive, from their first byte; shorter frees connections of "
+        "slow clients sooner",
+    )
     decode_threads: int = Field(
         0, ge=0, description="threads that decode images; 0 = one per core. More only compete with the network"
     )

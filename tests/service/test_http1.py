@@ -161,6 +161,82 @@ def test_endless_headers_are_refused_with_a_reason(server, fields, message, size
     assert f"x-request-id: {problem['request_id']}".encode() in head
 
 
+CHUNKED = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+CHUNKED_POST = CHUNKED % (len(IMAGE), IMAGE)
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_endless_headers_are_refused_with_a_reason_by_h11_too(server, count):
+    endless = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000
+    answer = raw(server.port, CHUNKED_POST, *pieces_of(endless, count))
+    assert statuses(answer) == [200, 431]
+    assert b'"error_type":"headers_too_large"' in answer
+
+
+@pytest.fixture(scope="module")
+def impatient(start):
+    with start(head_timeout_s=0.4, body_timeout_s=0.4, keep_alive_s=1) as running:
+        yield running
+
+
+def dripped(port, begin, drops):
+    """Everything that comes back for ``begin`` and then one byte after the other, until the server closes."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(begin)
+        connection.settimeout(0.02)
+        with contextlib.suppress(ConnectionError):
+            for drop in drops:
+                with contextlib.suppress(TimeoutError):
+                    chunk = connection.recv(65536)
+                    if not chunk:
+                        return answer
+                    answer += chunk
+                with contextlib.suppress(BrokenPipeError):  # it has answered and reads no more
+                    connection.sendall(bytes([drop]))
+            raise AssertionError("the server waits for ever")
+    return answer
+
+
+@pytest.mark.parametrize("before", [b"", PROBE % b"", CHUNKED_POST], ids=["first", "later", "by h11"])
+def test_a_head_that_drips_is_refused(impatient, before):
+    answer = dripped(impatient.port, before, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 2000)
+    assert statuses(answer) == [200] * bool(before) + [408]
+    head, _, body = answer.rpartition(b"\r\n\r\n")
+    problem = json.loads(body)
+    assert problem["error_type"] == "timeout"
+    assert "0.4 s" in problem["error"]
+    assert f"x-request-id: {problem['request_id']}".encode() in head
+
+
+def test_a_body_that_drips_is_refused(impatient):
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n"
+    assert statuses(dripped(impatient.port, head + b"Content-Length: 5000\r\n\r\n", b"x" * 5000)) == [408]
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n" + b"1000\r\n"
+    assert statuses(dripped(impatient.port, chunked, b"x" * 4096)) == [408]
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 5000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1000\r\n"])
+def test_a_body_that_drips_after_its_answer_does_not_hold_the_connection(impatient, length):
+    request = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nCompute-Budget: -1\r\n" + length
+    assert statuses(dripped(impatient.port, request, b"x" * 4096)) == [400]
+
+
+def test_who_says_nothing_is_let_go_without_a_word(impatient):
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=10) as connection:
+        assert connection.recv(100) == b""
+
+
+@pytest.mark.parametrize("first", [PROBE % b"", CHUNKED_POST], ids=["plain", "by h11"])
+def test_a_connection_outlives_the_time_of_one_head(impatient, first):
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=10) as connection:
+        for request in (first, *[PROBE % b""] * 4):
+            for piece in (request[:20], request[20:]):
+                connection.sendall(piece)
+                time.sleep(0.1)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
 def test_an_endless_target_is_refused(server):
     assert statuses(raw(server.port, b"GET /" + b"a" * 70_000)) == [431]
 
