@@ -153,4 +153,6 @@ def _network(request: Request) -> str:
         return host
     if address.version == 4:
         return host
+    if address.ipv4_mapped is not None:  # of which all together are one network
+        return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address, 64), strict=False))

@@ -5,9 +5,11 @@ import logging
 import time
 
 import pytest
+from starlette.requests import Request
 from support import random_image
 
 from service.api import key_file
+from service.api.access import _network
 from service.api.key_file import KeyFile
 from service.settings import SettingError
 
@@ -155,6 +157,24 @@ def test_without_keys_a_client_is_an_address_and_pays_what_the_ledger_says(start
             "headers"
         ]
         assert {"Retry-After", "RateLimit", "RateLimit-Policy"} <= quotas.keys()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("a-socket", "b-socket", False),
+    ],
+)
+def test_which_addresses_are_one_client(one, other, is_same):
+    def client(host):
+        return _network(Request({"type": "http", "client": (host, 1)}))
+
+    assert (client(one) == client(other)) == is_same
 
 
 def test_the_file_is_read_again_when_it_changes(tmp_path, monkeypatch, caplog):
