@@ -162,11 +162,13 @@ class Pipeline:
         return caching.key(model.cache_scope, await self._decoder.digest(request.data))
 
     async def _kept(self, cache: Cache, model: HostedModel, request: ImageRequest, key: str) -> Prediction | None:
-        """The image's answer from the cache; None when there is none or the cache is away."""
+        """The image's answer from the cache; None when there is none, the cache is away, or the deadline has passed."""
         began_s = time.monotonic()
         limit_s = None
         if request.budget.latency_s is not None:  # at most half of what is left: the rest is for computing
-            limit_s = max(0.0, request.arrived_s + request.budget.latency_s - began_s) / 2
+            limit_s = (request.arrived_s + request.budget.latency_s - began_s) / 2
+            if limit_s <= 0:  # hashing waited for a thread; computing refuses an image that is late
+                return None
         try:
             found = await cache.find(key, request.allowed, len(model.manifest.classes), limit_s)
         except StoreError:

@@ -1,5 +1,6 @@
 """The answer cache as clients see it: in memory, in Redis, and while Redis is away."""
 
+import asyncio
 import base64
 
 import numpy as np
@@ -136,6 +137,22 @@ def test_batches_and_the_open_inference_protocol_share_it(cached):
 
 def _base64(data):
     return base64.b64encode(data).decode()
+
+
+def test_an_answer_that_is_found_after_the_deadline_is_refused_as_any_other(cached, monkeypatch):
+    settled(cached, 5)
+    decoder = cached.state.pipeline._decoder
+    digest = decoder.digest
+
+    async def slow_digest(data):
+        await asyncio.sleep(0.05)
+        return await digest(data)
+
+    monkeypatch.setattr(decoder, "digest", slow_digest)
+    before = counts(cached)
+    late = cached.client.post("/v1/classify", content=random_image(5), headers=PNG | {"latency-budget": "20ms"})
+    assert (late.status_code, late.json()["error_type"]) == (504, "deadline_exceeded")
+    assert change(cached, before) == {}
 
 
 def test_without_it_nothing_is_cached_or_counted(server):
