@@ -33,7 +33,8 @@ PENDING_ANSWERS = 256
 ENTRY_BYTES = 400
 """What an answer in memory holds beside its bytes: key, dictionary entries, objects. Measured, rounded up."""
 MOST_CLIENTS = 100_000
-"""Buckets in memory. The one not used for longest is forgotten, which at worst fills it early."""
+"""Buckets in memory, of which the one not used for longest is forgotten, which at worst fills it early; and clients
+whose charges are on their way to Redis, beyond which others are forgiven."""
 
 
 class Cache(Protocol):
@@ -179,6 +180,8 @@ class RedisQuotas:
         return tokens - self._due.get((client, limit), 0)
 
     def charge(self, client: str, limit: Limit, madds: int) -> None:
+        if len(self._due) >= MOST_CLIENTS and (client, limit) not in self._due:
+            return  # forgiven: the store is slower than clients come
         self._due[client, limit] = self._due.get((client, limit), 0) + madds
         if self._sender is None:
             self._sender = asyncio.create_task(self._send())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis_server import running_redis
 
-from service import quota
+from service import quota, store
 from service.caching import Answer
 from service.errors import StoreError
 from service.quota import Limit
@@ -135,6 +135,16 @@ async def test_replicas_share_buckets(redis):
         for replica in (one, other):
             assert await replica.quotas.tokens_madds("a", limit) == pytest.approx(-500, abs=5)
             assert await replica.quotas.tokens_madds("b", limit) == 1000
+
+
+async def test_clients_whose_charges_wait_are_bounded(redis, monkeypatch):
+    monkeypatch.setattr(store, "MOST_CLIENTS", 2)
+    limit = Limit(1, 1000)
+    async with shop(redis) as one:
+        for client in "abcab":
+            one.quotas.charge(client, limit, 100)
+        await one.quotas.close()
+        assert [round(await one.quotas.tokens_madds(client, limit), -1) for client in "abc"] == [800, 800, 1000]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
