@@ -19,7 +19,8 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
 configure("console", "warning")
 settings.register_profile("slicewise", deadline=None)
-settings.load_profile("slicewise")
+settings.register_profile("fuzz", deadline=None)  # many inputs for tests/fuzz, see tests/mutations.py
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "slicewise"))
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def infer(case):
         for name in ("compute_budget", "latency_budget_ms", "accuracy_floor", "timeout"):
             parameters.pop(name, None)
     width = parameters.get("slice_width")
-    if isinstance(width, int) or (isinstance(width, str) and width.isdigit()):
+    if isinstance(width, int | float) or (isinstance(width, str) and width.isdigit()):
         parameters["slice_width"] = int(width) % SLICES
     if parameters.get("slice_width", "auto") != "auto":
         headers.pop("Slice-Width", None)
