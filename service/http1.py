@@ -134,14 +134,20 @@ class AnyHttpProtocol(Patience, H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Called where h11 gives up, in the handler of its error."""
         error = sys.exception()
-        if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
+        if self._watched == "body":  # its answer is out, and there is none to the rest
+            self._is_refused = True
+            self.transport.close()
+        elif self._is_idle() and isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
             self._refuse_large(f"more than {HEADER_LIMIT_BYTES} bytes of header fields")
         else:
             self._is_refused = True
             super().send_400_response(msg)
 
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def _owed(self) -> Owed:
-        if self._is_refused or self.transport.is_closing() or not (self.cycle is None or self.cycle.response_complete):
+        if self._is_refused or self.transport.is_closing() or not self._is_idle():
             return ""
         if self.conn.their_state is h11.SEND_BODY:
             return "body"

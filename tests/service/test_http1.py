@@ -222,6 +222,18 @@ def test_a_body_that_drips_after_its_answer_does_not_hold_the_connection(impatie
     assert statuses(dripped(impatient.port, request, b"x" * 4096)) == [400]
 
 
+@pytest.mark.parametrize("rest", [b"no chunk\r\n", b"0\r\nX: " + b"a" * 200_000])
+def test_what_is_wrong_with_a_body_after_its_answer_is_not_answered_again(server, rest, caplog):
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nCompute-Budget: -1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head)
+        assert statuses(connection.recv(65536)) == [400]
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(rest)
+            assert connection.recv(100) == b""
+    assert "Fatal error" not in caplog.text
+
+
 def test_who_says_nothing_is_let_go_without_a_word(impatient):
     with socket.create_connection(("127.0.0.1", impatient.port), timeout=10) as connection:
         assert connection.recv(100) == b""
