@@ -15,6 +15,8 @@ from loadtest.arms import BenchError, Window
 from loadtest.bench import compare
 from loadtest.comparisons import LOOP_COMMAND, NAMES, Network, Plan, comparisons
 from loadtest.engine_commands import configure_engine, run_engine
+from loadtest.faults import configure_faults, run_faults
+from loadtest.limits import configure_limits, run_limits
 from loadtest.machine import describe
 from loadtest.plots import draw
 from loadtest.policy_study import configure_policies, run_policies
@@ -30,6 +32,7 @@ from loadtest.run_commands import (
     run_trace,
 )
 from loadtest.servers import Fleet, ServerError
+from loadtest.soak import configure_soak, run_soak
 
 RESULTS, REPORT = "results.json", "report.md"
 
@@ -137,6 +140,9 @@ COMMANDS = {
     "run": Command("replay a trace against a server, each request at its instant", configure_run, run_run),
     "policies": Command("policies under the same bursts, live and in the twin", configure_policies, run_policies),
     "pressure": Command("a step in the traffic, and deadlines of every length", configure_pressure, run_pressure),
+    "faults": Command("the service under load while something goes wrong", configure_faults, run_faults),
+    "soak": Command("a long load: memory, descriptors and latency stay where they were", configure_soak, run_soak),
+    "limits": Command("whether quotas bound compute, and what a hit of the cache takes", configure_limits, run_limits),
     "compare": Command("a table and plots of several runs", configure_compare, run_compare),
 }
 

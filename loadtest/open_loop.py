@@ -66,12 +66,14 @@ class Playback:
     cpu_s             spent by this process from the first to the last of them.
     outstanding_peak  most requests that were unanswered at once.
     event_loop        which one it was.
+    began_s           instant 0 of the trace, by ``time.perf_counter``.
     """
 
     exchanges: list[Exchange]
     cpu_s: float
     outstanding_peak: int
     event_loop: str
+    began_s: float = 0.0
 
 
 def play(url: str, posts: Sequence[Post], limits: Limits) -> Playback:
@@ -80,11 +82,20 @@ def play(url: str, posts: Sequence[Post], limits: Limits) -> Playback:
     It ends at the latest ``limits.request_s`` after the last instant. Raises ValueError without a request, and
     when this process may not open as many connections.
     """
-    if not posts:
+    return play_all([(url, posts)], limits)[0]
+
+
+def play_all(loads: Sequence[tuple[str, Sequence[Post]]], limits: Limits) -> list[Playback]:
+    """``play`` of several loads at once, each to its URL and within the limits by itself."""
+    if not all(posts for _, posts in loads):
         raise ValueError("the trace has no request; allowed: 1 or more")
-    _allow_connections(limits.outstanding)
+    _allow_connections(limits.outstanding * len(loads))
+
+    async def together() -> list[Playback]:
+        return await asyncio.gather(*(replay(url, posts, limits) for url, posts in loads))
+
     with asyncio.Runner(loop_factory=_loop_factory()) as runner, _steady():
-        return runner.run(replay(url, posts, limits))
+        return runner.run(together())
 
 
 async def replay(url: str, posts: Sequence[Post], limits: Limits) -> Playback:
@@ -104,7 +115,7 @@ async def replay(url: str, posts: Sequence[Post], limits: Limits) -> Playback:
         await player.run()
         cpu_s = time.process_time() - cpu_began_s
     loop_name = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-    return Playback(player.exchanges(), cpu_s, player.outstanding_peak, loop_name)
+    return Playback(player.exchanges(), cpu_s, player.outstanding_peak, loop_name, player.began_s)
 
 
 class _Player:
@@ -126,11 +137,11 @@ class _Player:
         self._all_done = asyncio.Event()
         self._stop = threading.Event()
         self._loop = asyncio.get_running_loop()
-        self._began_s = 0.0
+        self.began_s = 0.0
 
     async def run(self) -> None:
         """Start every request at its instant; returns when the last has ended."""
-        self._began_s = time.perf_counter() + _HEAD_START_S
+        self.began_s = time.perf_counter() + _HEAD_START_S
         waker = threading.Thread(target=self._wake_in_time, name="instants", daemon=True)
         waker.start()
         try:
@@ -143,10 +154,10 @@ class _Player:
         """The thread: hand the requests that are due to the event loop, sleep until the next one is, and so on."""
         at_s, place = [post.at_s for post in self._posts], 0
         while place < len(at_s):
-            wait_s = self._began_s + at_s[place] - time.perf_counter()
+            wait_s = self.began_s + at_s[place] - time.perf_counter()
             if wait_s > 0 and self._stop.wait(wait_s):
                 return
-            due = bisect_right(at_s, time.perf_counter() - self._began_s, lo=place)
+            due = bisect_right(at_s, time.perf_counter() - self.began_s, lo=place)
             if due > place:  # a wait may end a little early
                 self._loop.call_soon_threadsafe(self._start, place, due)
             place = due
@@ -173,7 +184,7 @@ class _Player:
 
     async def _exchange(self, place: int) -> None:
         post = self._posts[place]
-        due_s = self._began_s + post.at_s
+        due_s = self.began_s + post.at_s
         send_late_s = max(0.0, time.perf_counter() - due_s)
         try:
             async with self._session.post(
