@@ -1,7 +1,9 @@
+import importlib
 import sys
 
 import pytest
 
+from loadtest.fault_scenarios import FAILING_CALLS
 from loadtest.faulty import ARMED, Fault, InjectedError, items_of_raised, main
 
 TARGET = '''
@@ -78,3 +80,10 @@ def test_what_cannot_be_is_said(target, capsys, method, every, script, complaint
     with pytest.raises(SystemExit, match="2"):
         main(["--method", method, "--every", every, "--control", str(target), "--", *script])
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", FAILING_CALLS)
+def test_what_is_made_to_fail_is_what_the_service_calls(target):
+    module, _, path = target.partition(":")
+    owner, _, method = path.partition(".")
+    assert callable(getattr(getattr(importlib.import_module(module), owner), method))
