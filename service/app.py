@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from models.checkpoint import Checkpoint, load, resolve
+from service import heap
 from service.api import classify, open_inference, open_inference_control, openapi, ops, page
 from service.api.key_file import KeyFile
 from service.api.middleware import LastWord, RequestEnvelope
@@ -160,6 +161,7 @@ async def _warm_all(state: ServiceState, checkpoints: Mapping[str, Checkpoint]) 
         for name, checkpoint in checkpoints.items():
             warm = await loop.run_in_executor(pool, warm_up, checkpoint, state.settings, cancelled)
             model = HostedModel(checkpoint.manifest, warm, state.settings, state.telemetry)
+            heap.settle()
             state.models[name] = model
             log.info(
                 "model_ready", model=name, version=model.manifest.version, operating_point=model.operating_point,

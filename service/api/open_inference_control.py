@@ -18,6 +18,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from models.checkpoint import Checkpoint, CheckpointError, load, models_in, read_manifest, resolve, versions
+from service import heap
 from service.api.access import AdminRoute
 from service.api.bodies import read_body
 from service.api.open_inference_documents import INDEX, LOAD, UNLOAD, json_body
@@ -116,6 +117,7 @@ async def _close_after(state: ServiceState, model: HostedModel, found_it: set[Le
     while found_it & state.leases and loop.time() < give_up_s:  # noqa: ASYNC110  # only after a swap
         await asyncio.sleep(RETIRE_POLL_S)
     await model.batcher.close(0)
+    heap.settle()  # what is left of it refers to itself
 
 
 async def _load(state: ServiceState, name: str, version: int | None) -> None:
@@ -143,6 +145,7 @@ async def _load(state: ServiceState, name: str, version: int | None) -> None:
     if state.draining:
         raise DrainingError("the service is draining and loads nothing", 1.0)
     swap(state, checkpoint, warm)
+    heap.settle()
     log.info("model_ready", model=name, version=checkpoint.manifest.version)
 
 
