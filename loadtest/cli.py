@@ -18,6 +18,7 @@ from loadtest.engine_commands import configure_engine, run_engine
 from loadtest.faults import configure_faults, run_faults
 from loadtest.limits import configure_limits, run_limits
 from loadtest.machine import describe
+from loadtest.overload import configure_overload, run_overload
 from loadtest.plots import draw
 from loadtest.policy_study import configure_policies, run_policies
 from loadtest.pressure_study import configure_pressure, run_pressure
@@ -140,6 +141,7 @@ COMMANDS = {
     "run": Command("replay a trace against a server, each request at its instant", configure_run, run_run),
     "policies": Command("policies under the same bursts, live and in the twin", configure_policies, run_policies),
     "pressure": Command("a step in the traffic, and deadlines of every length", configure_pressure, run_pressure),
+    "overload": Command("ten times what a worker bears: memory stays bounded", configure_overload, run_overload),
     "faults": Command("the service under load while something goes wrong", configure_faults, run_faults),
     "soak": Command("a long load: memory, descriptors and latency stay where they were", configure_soak, run_soak),
     "limits": Command("whether quotas bound compute, and what a hit of the cache takes", configure_limits, run_limits),
