@@ -24,7 +24,7 @@ from loadtest.servers import Fleet
 from loadtest.traces import constant
 from loadtest.victim import Victim, sampled
 
-REPORT = "overload.md"
+REPORT, PATH = "overload.md", "/v1/classify"
 BAR_MISSED = 2
 SERVE_FLAGS = ("--policy", "fixed:widest", "--workers", "1")
 QUEUE_IMAGES = 256
@@ -54,7 +54,7 @@ def run_overload(arguments: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave no server behind
     work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
     with Fleet(work) as fleet:
-        arm = HttpArm("capacity", spec, "/v1/classify", a.images, CLIENTS)
+        arm = HttpArm("capacity", spec, PATH, a.images, CLIENTS)
         capacity = arm.measure(fleet, Window(2.0, 8.0)).images_per_s
     say(f"capacity {capacity:.0f} images/s")
     statuses, late = Counter[int](), 0
@@ -83,4 +83,4 @@ def _part(server: Victim, images: Sequence[EncodedImage], rate_per_s: float) -> 
         Post(at_s, image.data, {"Content-Type": image.media_type})
         for at_s, image in zip(constant(rate_per_s, PART_S).tolist(), cycle, strict=False)
     ]
-    return play(f"{server.url}/v1/classify", posts, Limits()).exchanges
+    return play(server.url + PATH, posts, Limits()).exchanges

@@ -57,8 +57,8 @@ def overload_lines(found: Overload) -> list[str]:
     shown = [*_statuses(found.statuses), f"{found.late_sends:,}"]
     return [
         f"{found.model} at its widest slice on one worker answers {found.capacity_per_s:.0f} images/s. For "
-        f"{found.seconds:.0f} s it was sent {found.sent / found.seconds:.0f} images/s, {found.rate_per_s:.0f} intended, "
-        f"at equal gaps; {found.queue_images} places in its queue.",
+        f"{found.seconds:.0f} s it was sent {found.sent / found.seconds:.0f} images/s, {found.rate_per_s:.0f} "
+        f"intended, at equal gaps; {found.queue_images} places in its queue.",
         "",
         *table([*(_name(status) for status in sorted(found.statuses)), "sent over 1 ms late"], [shown]),
         "",
@@ -67,8 +67,8 @@ def overload_lines(found: Overload) -> list[str]:
             [["median", *(f"{found.memory_bytes(f) / _MIB:.0f}" for f in range(_FIFTHS)), f"{largest / _MIB:.0f}"]],
         ),
         "",
-        f"From the second fifth to the last {found.growth:+.2%}; at most {GROWTH_SHARE:+.0%}, and no answer but 200, 503 "
-        f"and 504: {'met' if found.held else '**missed**'}.",
+        f"From the second fifth to the last {found.growth:+.2%}; at most {GROWTH_SHARE:+.0%}, and no answer but 200, "
+        f"503 and 504: {'met' if found.held else '**missed**'}.",
     ]
 
 
