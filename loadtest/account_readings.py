@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import re
 import subprocess
@@ -21,8 +20,7 @@ import psutil
 
 from loadtest.account import Reading, ThreadReading
 from loadtest.arms import COMMAND_LIMIT_S, BenchError, Window
-from loadtest.closed_loop import REQUEST_LIMIT_S
-from loadtest.servers import HOST, Fleet, Server, ServerSpec
+from loadtest.servers import Fleet, Server, ServerSpec
 
 BURST_CLIENTS, BURST_REQUESTS = 8, 6
 """Connections of a burst of damaged pictures, and requests of each: all decoding threads have work at once."""
@@ -87,10 +85,6 @@ class WatchedServer(Server):
         self._counters = counters
         self.readings: list[Reading] = []
 
-    @property
-    def pid(self) -> int:
-        return self._running.pid
-
     def cpu_s(self) -> float:
         cpu_s, reading = super().cpu_s(), read_process(self.pid)
         if self._counters is not None:
@@ -98,20 +92,6 @@ class WatchedServer(Server):
             reading = replace(reading, counters=parse(self.ask("GET", path)[1]))
         self.readings.append(reading)
         return cpu_s
-
-    def ask(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> tuple[int, bytes]:  # fmt: skip
-        """Status and body of one answer. Raises BenchError when there is none."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=REQUEST_LIMIT_S)
-        try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            return response.status, response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise BenchError(f"{self.spec.name}: {method} {path}: {error!r}; log {self.log_path}") from error
-        finally:
-            connection.close()
 
 
 class WatchedFleet(Fleet):

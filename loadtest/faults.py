@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
-import signal
 import sys
-import tempfile
 from pathlib import Path
 
 from loadtest.arms import Window
@@ -16,12 +13,10 @@ from loadtest.fault_report import markdown
 from loadtest.fault_scenarios import SCENARIOS
 from loadtest.fault_stage import Plan, Scenario, perform
 from loadtest.provenance import setting
-from loadtest.rehearsal import Corpus, learn, measured_capacity, say
+from loadtest.rehearsal import BAR_MISSED, Corpus, check_capacity, learn, measured_capacity, say, work_folder
 from loadtest.victim import Victim
 
 STEM = "faults"
-BAR_MISSED = 2
-"""Exit status of a run that was measured and missed a bar; an error is 1."""
 WARM_UP_S = 3.0
 
 
@@ -47,12 +42,9 @@ def run_faults(arguments: argparse.Namespace) -> None:
     a = arguments
     if not (0 < a.share < 1 and a.seconds > 0 and a.request_limit_s > 0):
         raise ValueError("--share must lie between 0 and 1, --seconds and --request-limit-s above 0")
-    if a.capacity is not None and not 0 < a.capacity < math.inf:
-        raise ValueError(f"--capacity is {a.capacity:g} images/s; allowed: above 0")
+    check_capacity(a.capacity)
     network, about = Network(a.model, a.images, a.repository), setting("faults", a)
-    work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
-    say(f"servers log to {work}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave no server behind
+    work = work_folder()
     capacity = a.capacity or measured_capacity(network, (), Window(WARM_UP_S, a.capacity_s))
     say(f"capacity {capacity:.0f} images/s")
     plan = Plan(

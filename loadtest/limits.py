@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
-import signal
 import sys
-import tempfile
 from pathlib import Path
 
 from loadtest.arms import Window
@@ -15,12 +12,10 @@ from loadtest.limits_cache import STORES, measure_cache
 from loadtest.limits_quota import Study, measure_quota
 from loadtest.limits_record import LimitsRecord, markdown
 from loadtest.provenance import setting
-from loadtest.rehearsal import Corpus, learn, measured_capacity, say
+from loadtest.rehearsal import BAR_MISSED, Corpus, check_capacity, learn, measured_capacity, say, work_folder
 from loadtest.victim import Victim
 
 STEM = "limits"
-BAR_MISSED = 2
-"""Exit status of a run that was measured and missed a bar; an error is 1."""
 WARM_UP_S = 3.0
 
 
@@ -43,12 +38,9 @@ def run_limits(arguments: argparse.Namespace) -> None:
     a = arguments
     if not a.seconds > 0 or a.hits < 1:
         raise ValueError("--seconds must be above 0 and --hits at least 1")
-    if a.capacity is not None and not 0 < a.capacity < math.inf:
-        raise ValueError(f"--capacity is {a.capacity:g} images/s; allowed: above 0")
+    check_capacity(a.capacity)
     network, about = Network(a.model, a.images, a.repository), setting("limits", a)
-    work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
-    say(f"servers log to {work}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave no server behind
+    work = work_folder()
     capacity = a.capacity or measured_capacity(network, (), Window(WARM_UP_S, a.capacity_s))
     corpus, mean_madds = _corpus(network, work, a.image_count)
     say(f"capacity {capacity:.0f} images/s, {mean_madds / 1e6:.1f} M MAdds an image")

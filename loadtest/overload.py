@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,13 +17,12 @@ from loadtest.open_loop import Limits, Post, play
 from loadtest.outcomes import LATE_SEND_MS, Exchange
 from loadtest.overload_record import LOAD_RATIO, Overload, overload_lines
 from loadtest.provenance import setting
-from loadtest.rehearsal import say
+from loadtest.rehearsal import BAR_MISSED, say, work_folder
 from loadtest.servers import Fleet
 from loadtest.traces import constant
 from loadtest.victim import Victim, sampled
 
 REPORT, PATH = "overload.md", "/v1/classify"
-BAR_MISSED = 2
 SERVE_FLAGS = ("--policy", "fixed:widest", "--workers", "1")
 QUEUE_IMAGES = 256
 PART_S = 30.0
@@ -51,8 +48,7 @@ def run_overload(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--minutes {a.minutes:g}; allowed: at least {PART_S / 60:g}")
     about, network = setting("overload", a), Network(a.model, a.images, a.repository)
     images, spec = read_images(a.images, IMAGES, seed=0), slicewise_server(network, SERVE_FLAGS)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave no server behind
-    work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
+    work = work_folder()
     with Fleet(work) as fleet:
         arm = HttpArm("capacity", spec, PATH, a.images, CLIENTS)
         capacity = arm.measure(fleet, Window(2.0, 8.0)).images_per_s

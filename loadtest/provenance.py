@@ -6,6 +6,7 @@ import argparse
 import datetime
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from loadtest.checks import Setting
 from loadtest.machine import describe
@@ -41,7 +42,7 @@ def _git(*arguments: str) -> str:
 
 
 def shown_command(command: str, arguments: argparse.Namespace) -> str:
-    """The command for the record: flags in their order, paths by their last part alone."""
+    """The command for the record: flags in their order, paths by their last part alone, no credentials."""
     words = ["slicewise-load", command]
     for name, value in vars(arguments).items():
         flag = f"--{name.replace('_', '-')}"
@@ -52,5 +53,11 @@ def shown_command(command: str, arguments: argparse.Namespace) -> str:
         elif isinstance(value, Path):
             words.append(f"{flag}={value.name}")
         elif value is not None and not callable(value):
-            words.append(f"{flag}={value}")
+            words.append(f"{flag}={without_user(value) if name == 'url' else value}")
     return " ".join(words)
+
+
+def without_user(url: str) -> str:
+    """The URL without a user's name and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,6 +27,8 @@ CLIENTS = 8
 """Connections of the closed loop that finds the capacity: enough to keep every core busy, and no queue forms."""
 CANDIDATES, LEAST_IMAGES = 300, 8
 _ASKING = 8
+BAR_MISSED = 2
+"""Exit status of a run that was measured and missed a bar; an error is 1."""
 
 Say = Callable[[str], None]
 
@@ -32,6 +36,20 @@ Say = Callable[[str], None]
 def say(line: str) -> None:
     """A line on stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+def work_folder() -> Path:
+    """A new folder for the logs of servers, of which SIGTERM leaves none behind from here."""
+    work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
+    say(f"servers log to {work}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    return work
+
+
+def check_capacity(given_per_s: float | None) -> None:
+    """Raise ValueError for a --capacity that is none."""
+    if given_per_s is not None and not 0 < given_per_s < math.inf:
+        raise ValueError(f"--capacity is {given_per_s:g} images/s; allowed: above 0")
 
 
 def measured_capacity(network: Network, flags: tuple[str, ...], window: Window) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from loadtest.machine import describe
 from loadtest.objectives import Finding, Window, judge, parse_objective, parse_window
 from loadtest.open_loop import OUTSTANDING_LIMIT, REQUEST_LIMIT_S, Limits, Playback, Post, play
 from loadtest.outcomes import LATE_SEND_MS, Answer, Figures, answer_of, budget_ms, by_second, figures
+from loadtest.provenance import shown_command, without_user
 from loadtest.run_report import Generator, RunRecord, TraceFacts, comparison_markdown, markdown, requests_csv
 from loadtest.trace_file import (
     LabelledImage,
@@ -189,8 +190,8 @@ def run_run(arguments: argparse.Namespace) -> None:
         label=arguments.label,
         measured_at=measured_at,
         machine=describe(),
-        command=_shown(arguments),
-        url=_without_user(arguments.url),
+        command=shown_command("run", arguments),
+        url=without_user(arguments.url),
         trace=facts,
         warm_up_s=arguments.warm_up_s,
         slo_ms=arguments.slo_ms,
@@ -310,27 +311,6 @@ def _generator(playback: Playback, limits: Limits, late_send_ms: float) -> Gener
         request_limit_s=limits.request_s,
         late_send_ms=late_send_ms,
     )
-
-
-def _shown(arguments: argparse.Namespace) -> str:
-    """The command for the record: flags in their order, paths by their last part alone, no credentials."""
-    words = ["slicewise-load", "run"]
-    for name, value in vars(arguments).items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words += [flag] * value
-        elif isinstance(value, list):
-            words += [f"{flag}={item}" for item in value]
-        elif isinstance(value, Path):
-            words.append(f"{flag}={value.name}")
-        elif value is not None and not callable(value):
-            words.append(f"{flag}={_without_user(value) if name == 'url' else value}")
-    return " ".join(words)
-
-
-def _without_user(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _plots() -> ModuleType | None:

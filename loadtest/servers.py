@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ STOP_LIMIT_S = 40.0
 _ORPHANS_LIMIT_S = 2.0
 """Time for child processes to end after the first has."""
 _POLL_S = 0.05
+ASK_LIMIT_S = 30.0
 _PROBE_LIMIT_S = 2.0
 _LOG_TAIL_BYTES = 800
 
@@ -111,6 +112,25 @@ class Server:
         status = self._running.poll()
         if status is not None:
             raise ServerError(f"{self.spec.name}: ended with status {status}; {self._log()}")
+
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        return self._running.pid
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:  # fmt: skip
+        """Status and body of one answer. Raises ServerError when there is none."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=ASK_LIMIT_S)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(f"{self.spec.name}: {method} {path}: {error!r}; log {self.log_path}") from error
+        finally:
+            connection.close()
 
     def cpu_s(self) -> float:
         """CPU seconds, user and system, of all its processes, those that have ended among them."""

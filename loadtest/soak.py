@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
-import signal
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +15,11 @@ from loadtest.figures import percentile
 from loadtest.open_loop import Limits, Post, play
 from loadtest.outcomes import LATE_SEND_MS
 from loadtest.provenance import setting
-from loadtest.rehearsal import Corpus, learn, measured_capacity, say
+from loadtest.rehearsal import BAR_MISSED, Corpus, check_capacity, learn, measured_capacity, say, work_folder
 from loadtest.soak_record import LEAST_PARTS, Part, SoakRecord, markdown
 from loadtest.victim import Victim, sampled
 
 STEM = "soak"
-BAR_MISSED = 2
-"""Exit status of a run that was measured and missed a bar; an error is 1."""
 WARM_UP_S = 3.0
 SAMPLES_PER_PART = 5
 """At least; one a second in parts of a minute."""
@@ -54,12 +49,9 @@ def run_soak(arguments: argparse.Namespace) -> None:
     parts = round(a.minutes * 60 / a.part_s)
     if parts < LEAST_PARTS:
         raise ValueError(f"{a.minutes:g} minutes are {parts} parts of {a.part_s:g} s; allowed: at least {LEAST_PARTS}")
-    if a.capacity is not None and not 0 < a.capacity < math.inf:
-        raise ValueError(f"--capacity is {a.capacity:g} images/s; allowed: above 0")
+    check_capacity(a.capacity)
     network, about = Network(a.model, a.images, a.repository), setting("soak", a)
-    work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
-    say(f"servers log to {work}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave no server behind
+    work = work_folder()
     flags = tuple(a.serve_flag)
     capacity = a.capacity or measured_capacity(network, flags, Window(WARM_UP_S, a.capacity_s))
     say(f"capacity {capacity:.0f} images/s")

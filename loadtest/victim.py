@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
 
 from loadtest.arms import BenchError
 from loadtest.server_state import Metrics, Sample, State
-from loadtest.servers import HOST, Server
+from loadtest.servers import Server
 
-ASK_LIMIT_S = 30.0
 SETTLE_LIMIT_S = 30.0
 """Time for a server whose clients have all gone to have nothing in work any more."""
 _SETTLE_POLL_S = 0.25
@@ -32,10 +30,6 @@ class Victim(Server):
     """
 
     pool_port: int | None = None
-
-    @property
-    def pid(self) -> int:
-        return self._running.pid
 
     def terminate(self) -> None:
         """Ask its first process to end."""
@@ -56,20 +50,6 @@ class Victim(Server):
 
     def log_text(self) -> str:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
-
-    def ask(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> tuple[int, bytes]:  # fmt: skip
-        """Status and body of one answer. Raises BenchError when there is none."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=ASK_LIMIT_S)
-        try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            return response.status, response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise BenchError(f"{self.spec.name}: {method} {path}: {error!r}; log {self.log_path}") from error
-        finally:
-            connection.close()
 
     def ask_json(self, path: str) -> Any:
         """A GET that is answered 200. Raises BenchError."""

@@ -21,7 +21,7 @@ from loadtest.account_readings import (
 from loadtest.arms import BenchError, HttpArm, Window
 from loadtest.comparisons import FASTAPI, Network
 from loadtest.corpus import EncodedImage
-from loadtest.servers import ServerSpec
+from loadtest.servers import ServerError, ServerSpec
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads are read from /proc")
 
@@ -99,7 +99,7 @@ def test_a_process_that_spins_is_told_from_one_that_sleeps():
 def test_a_server_that_is_gone_is_said(fake_spec, tmp_path):
     with WatchedFleet(tmp_path, {}) as fleet, fleet.running(fake_spec("fake")) as server:
         server.stop()
-        with pytest.raises(BenchError, match=r"fake: GET /metrics: .*; log .*fake\.log"):
+        with pytest.raises(ServerError, match=r"fake: GET /metrics: .*; log .*fake\.log"):
             server.ask("GET", "/metrics")
 
 
