@@ -37,8 +37,7 @@ def stage(monkeypatch, tmp_path_factory):
 
     for module in (faults, fault_stage, soak, limits_cache):
         monkeypatch.setattr(module, "slicewise_server", spec)
-    for module in (faults, soak):
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("work")))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("work")))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(fault_stage, "WARM_S", 0.2)
     return flags
