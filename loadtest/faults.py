@@ -13,7 +13,16 @@ from loadtest.fault_report import markdown
 from loadtest.fault_scenarios import SCENARIOS
 from loadtest.fault_stage import Plan, Scenario, perform
 from loadtest.provenance import setting
-from loadtest.rehearsal import BAR_MISSED, Corpus, check_capacity, learn, measured_capacity, say, work_folder
+from loadtest.rehearsal import (
+    BAR_MISSED,
+    Corpus,
+    check_capacity,
+    configure_network,
+    learn,
+    measured_capacity,
+    say,
+    work_folder,
+)
 from loadtest.victim import Victim
 
 STEM = "faults"
@@ -24,9 +33,7 @@ def configure_faults(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     add = parser.add_argument
     names = [scenario.name for scenario in SCENARIOS]
-    add("--images", type=Path, required=True, metavar="PATH", help="folder or zip of images")
-    add("--model", default="ds_resnet_cifar10")
-    add("--repository", type=Path, metavar="DIR", help="its repository, if not the shipped one")
+    configure_network(parser)
     add("--only", action="append", choices=names, metavar="SCENARIO", help=f"repeated; of {', '.join(names)}")
     add("--seconds", type=float, default=40.0, help="length of each load (default: %(default)s)")
     add("--share", type=float, default=0.5, help="of the capacity that the load takes (default: %(default)s)")

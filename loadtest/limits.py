@@ -12,7 +12,16 @@ from loadtest.limits_cache import STORES, measure_cache
 from loadtest.limits_quota import Study, measure_quota
 from loadtest.limits_record import LimitsRecord, markdown
 from loadtest.provenance import setting
-from loadtest.rehearsal import BAR_MISSED, Corpus, check_capacity, learn, measured_capacity, say, work_folder
+from loadtest.rehearsal import (
+    BAR_MISSED,
+    Corpus,
+    check_capacity,
+    configure_network,
+    learn,
+    measured_capacity,
+    say,
+    work_folder,
+)
 from loadtest.victim import Victim
 
 STEM = "limits"
@@ -22,9 +31,7 @@ WARM_UP_S = 3.0
 def configure_limits(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="PATH", help="folder or zip of images")
-    add("--model", default="ds_resnet_cifar10")
-    add("--repository", type=Path, metavar="DIR", help="its repository, if not the shipped one")
+    configure_network(parser)
     add("--seconds", type=float, default=60.0, help="over which the quota is held (default: %(default)s)")
     add("--hits", type=int, default=5000, help="of the cache, with each store (default: %(default)s)")
     add("--capacity", type=float, metavar="RATE", help="images/s, if it is not to be measured")

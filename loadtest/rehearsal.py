@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import signal
@@ -36,6 +37,14 @@ Say = Callable[[str], None]
 def say(line: str) -> None:
     """A line on stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+def configure_network(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which network, and which images."""
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="PATH", help="folder or zip of images")
+    add("--model", default="ds_resnet_cifar10")
+    add("--repository", type=Path, metavar="DIR", help="its repository, if not the shipped one")
 
 
 def work_folder() -> Path:

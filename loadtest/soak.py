@@ -15,7 +15,16 @@ from loadtest.figures import percentile
 from loadtest.open_loop import Limits, Post, play
 from loadtest.outcomes import LATE_SEND_MS
 from loadtest.provenance import setting
-from loadtest.rehearsal import BAR_MISSED, Corpus, check_capacity, learn, measured_capacity, say, work_folder
+from loadtest.rehearsal import (
+    BAR_MISSED,
+    Corpus,
+    check_capacity,
+    configure_network,
+    learn,
+    measured_capacity,
+    say,
+    work_folder,
+)
 from loadtest.soak_record import LEAST_PARTS, Part, SoakRecord, markdown
 from loadtest.victim import Victim, sampled
 
@@ -28,9 +37,7 @@ SAMPLES_PER_PART = 5
 def configure_soak(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="PATH", help="folder or zip of images")
-    add("--model", default="ds_resnet_cifar10")
-    add("--repository", type=Path, metavar="DIR", help="its repository, if not the shipped one")
+    configure_network(parser)
     add("--minutes", type=float, default=15.0, help="of load (default: %(default)s)")
     add("--part-s", type=float, default=60.0, help=f"a part of it, of which it needs {LEAST_PARTS} (%(default)s)")
     add("--share", type=float, default=0.7, help="of the capacity that the load takes (default: %(default)s)")

@@ -99,14 +99,17 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
         redirect_slashes=False,
     )
     app.state.service = state
+    openapi.install(app, asks_for_keys=keys is not None)
+    for module in (classify, ops, open_inference, open_inference_control, page):
+        app.include_router(module.router)
+    _surround(app, settings, telemetry)
+    return app
+
+
+def _surround(app: FastAPI, settings: Settings, telemetry: Telemetry) -> None:
+    """What stands around the routes, from the innermost to the outermost."""
     problems = Problems(telemetry)
     problems.install(app)
-    openapi.install(app, asks_for_keys=keys is not None)
-    app.include_router(classify.router)
-    app.include_router(ops.router)
-    app.include_router(open_inference.router)
-    app.include_router(open_inference_control.router)
-    app.include_router(page.router)
     app.add_middleware(Shortcut, routes=classify.plain_routes(), problems=problems)
     app.add_middleware(LastWord, telemetry=telemetry)
     if settings.cors_origins:
@@ -115,7 +118,6 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
             expose_headers=EXPOSED_HEADERS,
         )  # fmt: skip
     app.add_middleware(RequestEnvelope, telemetry=telemetry)
-    return app
 
 
 def default_limit(settings: Settings) -> Limit | None:
