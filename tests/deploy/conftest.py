@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -20,13 +21,16 @@ from support import random_image
 
 ROOT = Path(__file__).parents[2]
 MODEL = "ds_resnet_tiny_cifar10"
-# One worker and a short target narrow images, but leave time to ask the gate; a short queue refuses some.
+# One worker, and a target that leaves time to ask the gate; a short queue refuses some.
 SETTINGS = {
     "model": MODEL, "workers": "1", "policy": "gate_slack", "default-slo-ms": "60", "queue-capacity-images": "96",
     "batch-limit-images": "64", "profile-limit-s": "0.2", "device": "cpu", "log-level": "error",
     "cache-enabled": "true",
 }  # fmt: skip
 PATIENCE_S = 30
+# Batches by turns, from too short for the narrowest width to ample for the widest: on a machine of any
+# speed some of them are narrowed.
+BATCH_BUDGETS_MS = [round(5 * 1.4**step) for step in range(16)]
 IMAGES = [random_image(seed, size=32) for seed in range(16)]
 PNG = {"content-type": "image/png"}
 KEYS = {"load": "key of the load", "small": "key of one who asks for too much"}
@@ -123,6 +127,7 @@ class Load:
     def __init__(self, port: int) -> None:
         self.port, self.url = port, f"http://127.0.0.1:{port}"
         self._stop = threading.Event()
+        self._budgets_ms = itertools.cycle(BATCH_BUDGETS_MS)
         self._threads = [threading.Thread(target=self._repeat, args=(work,)) for work in (self._singles, self._batches)]
         self.failures: list[Exception] = []
 
@@ -146,8 +151,9 @@ class Load:
     def _batches(self, client: httpx.Client) -> None:
         hang_up(client, self.port, random.uniform(0.002, 0.05))
         files = [("image", image) for image in IMAGES * 4]
-        client.post("/v1/classify/batch", files=files, headers={"latency-budget": "10s", "cache-control": "no-cache"})
-        self._stop.wait(0.1)
+        headers = {"latency-budget": f"{next(self._budgets_ms)}ms", "cache-control": "no-cache"}
+        client.post("/v1/classify/batch", files=files, headers=headers)
+        self._stop.wait(0.05)
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
