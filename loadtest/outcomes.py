@@ -31,8 +31,8 @@ class Fate(StrEnum):
 
     MET         200 within its limit.
     LATE        200 after it.
-    EXPIRED     504: the service gave up, at once or after waiting.
-    REFUSED     429 or 503.
+    EXPIRED     504: the service gave up after waiting.
+    REFUSED     429, 503, or 504 at once: nothing was queued.
     INFEASIBLE  422: no slice satisfies its budgets. The only fate outside the denominator of the attainment.
     FAILED      anything else: other statuses, broken connections, no answer in time, not sent.
     """
@@ -78,6 +78,7 @@ class Answer:
     limit_ms      latency up to which it is met.
     send_late_ms  how far behind its instant it was sent; None when it was not.
     error_type    the service's word for an error, or why there is no answer.
+    outcome       the service's word for how a deadline was missed.
     predicted     label of the most probable class.
     """
 
@@ -94,11 +95,14 @@ class Answer:
     reason: str = ""
     madds: int | None = None
     predicted: str = ""
+    outcome: str = ""
 
     @property
     def fate(self) -> Fate:
         if self.status == 200 and self.latency_ms is not None:
             return Fate.MET if self.latency_ms <= self.limit_ms else Fate.LATE
+        if self.status == 504 and self.outcome == Fate.REFUSED:
+            return Fate.REFUSED
         return _FATE_OF_STATUS.get(self.status, Fate.FAILED)
 
 
@@ -130,6 +134,7 @@ def answer_of(exchange: Exchange, image: int, label: str, limit_ms: float) -> An
         reason=headers.get("Slice-Reason", "") if good else "",
         madds=int(madds) if good and madds.isascii() and madds.isdigit() else None,
         predicted=_first_label(said) if good else "",
+        outcome=_text(said.get("outcome")),
     )
 
 

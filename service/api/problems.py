@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -28,6 +28,9 @@ class Problem(BaseModel):
     request_id: str
     feasible: dict[str, float | int | None] | None = Field(
         None, description="422 only: the nearest compute_budget (MAdds) and accuracy_floor that could be granted"
+    )
+    outcome: Literal["refused", "expired", "late"] | None = Field(
+        None, description="504 only: refused before it was queued, expired while it waited, or late in computing"
     )
 
 
@@ -113,12 +116,16 @@ def describe(error: errors.SlicewiseError) -> tuple[int, str]:
     return TABLE[type(error)]
 
 
-def problem_bytes(message: str, error_type: str, request_id: str, feasible: dict[str, Any] | None = None) -> bytes:
-    """The one JSON body of every error."""
-    body: dict[str, Any] = {"error": message, "error_type": error_type, "request_id": request_id}
-    if feasible is not None:
-        body["feasible"] = feasible
-    return orjson.dumps(body)
+def problem_bytes(message: str, error_type: str, request_id: str, more: dict[str, Any] | None = None) -> bytes:
+    """The one JSON body of every error. more: what only some have."""
+    return orjson.dumps({"error": message, "error_type": error_type, "request_id": request_id, **(more or {})})
+
+
+def _more(error: errors.SlicewiseError) -> dict[str, Any]:
+    """What an error tells beyond its message."""
+    if isinstance(error, errors.InfeasibleBudgetError):
+        return {"feasible": error.feasible}
+    return {"outcome": error.outcome} if isinstance(error, errors.DeadlineExceededError) else {}
 
 
 class Problems:
@@ -162,8 +169,7 @@ class Problems:
         # drains is to find another one, which it does when it connects anew.
         if status in (408, 413) or error_type == "draining":
             headers["connection"] = "close"
-        feasible = error.feasible if isinstance(error, errors.InfeasibleBudgetError) else None
-        return self._respond(request, status, error_type, str(error), headers, feasible)
+        return self._respond(request, status, error_type, str(error), headers, _more(error))
 
     async def invalid(self, request: Request, error: Exception) -> Response:
         """A query parameter that FastAPI refused."""
@@ -184,9 +190,9 @@ class Problems:
 
     def _respond(  # one per part of the answer
         self, request: Request, status: int, error_type: str, message: str, headers: dict[str, str],
-        feasible: dict[str, Any] | None = None,
+        more: dict[str, Any] | None = None,
     ) -> Response:  # fmt: skip
         if request.scope["path"] not in PROBES:
             self._telemetry.rejections.labels(error_type).inc()
-        body = problem_bytes(message, error_type, request.scope["request_id"], feasible)
+        body = problem_bytes(message, error_type, request.scope["request_id"], more)
         return Response(body, status, headers, media_type="application/json")

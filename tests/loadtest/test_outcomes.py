@@ -55,6 +55,7 @@ def some_answers(draw) -> list[Answer]:
         ({"latency_ms": 20.0}, Fate.MET),
         ({"latency_ms": 20.001}, Fate.LATE),
         ({"status": 504}, Fate.EXPIRED),
+        ({"status": 504, "outcome": "refused"}, Fate.REFUSED),
         ({"status": 503}, Fate.REFUSED),
         ({"status": 429}, Fate.REFUSED),
         ({"status": 422}, Fate.INFEASIBLE),
@@ -173,6 +174,8 @@ def test_an_error_is_read_by_its_type():
     body = b'{"error": "late", "error_type": "deadline_exceeded"}'
     found = answer_of(Exchange(0.0, 0.0, 0.01, 504, "", {}, body), 0, "cat", 36.0)
     assert (found.error_type, found.fate, found.predicted) == ("deadline_exceeded", Fate.EXPIRED, "")
+    refused = answer_of(Exchange(0.0, 0.0, 0.01, 504, "", {}, body[:-1] + b', "outcome": "refused"}'), 0, "cat", 36.0)
+    assert refused.fate is Fate.REFUSED
     assert answer_of(Exchange(0.0, 0.0, 0.01, 502, "", {}, b"<html>"), 0, "", 36.0).error_type == ""
 
 

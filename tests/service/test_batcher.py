@@ -1,12 +1,14 @@
 import asyncio
 import math
+import os
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from service.batcher import Batcher, Order
+from service.batcher import WORKER_NICENESS, Batcher, Order
 from service.engine.base import TrunkResult
 from service.errors import BackendError, DeadlineExceededError, DrainingError
 from service.latency import LatencyTable, LiveTimes
@@ -34,8 +36,10 @@ class FakeEngine:
         self.hold.set()
         self.poison = set()
         self.trunk_batches, self.body_batches = [], []
+        self.niceness = None
 
     def trunk(self, images):
+        self.niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         assert self.hold.wait(10)
         self.trunk_batches.append([i[0] for i in images])
         if self.poison & set(self.trunk_batches[-1]):
@@ -116,6 +120,14 @@ async def test_cancelling_a_caller_whose_batch_is_running_leaves_its_batch_mates
         await asyncio.sleep(0.001)
     mates[1].cancel()
     assert [(await asyncio.wait_for(m, 5)).logits_K[0] for m in (mates[0], mates[2])] == [4, 12]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+async def test_workers_give_way_to_the_event_loop():
+    h = Harness(FakeEngine())
+    await asyncio.wait_for(h.submit(2), 5)
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert h.engine.niceness == min(19, own + WORKER_NICENESS)
 
 
 async def test_images_are_grouped_by_the_width_that_the_gate_wishes():

@@ -53,5 +53,6 @@ def test_a_deadline_that_cannot_be_met_is_refused_with_its_prediction(start):
         )
         metric = server.client.get("/metrics").text
     assert refused.status_code == 504
+    assert refused.json()["outcome"] == "refused"
     assert re.search(r"predicted: [0-9.]+ ms at slice 0 with \d+ images waiting", refused.json()["error"])
     assert 'slicewise_budget_requests_total{kind="latency",result="refused"} 1.0' in metric
