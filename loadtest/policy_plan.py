@@ -33,12 +33,13 @@ class Capacity:
     """What the machine bears.
 
     images_per_s  C0: arrivals of an open loop that the narrowest width sustains. overhead_ms: worker time per image
-                  beyond the latency table.
+                  beyond the latency table. look_ms: and more than that where the gate is asked, in the same width.
     """
 
     images_per_s: float
     workers: int
     overhead_ms: float
+    look_ms: float
 
     @property
     def tau0_ms(self) -> float:
@@ -90,6 +91,11 @@ def overhead_ms(capacity_per_s: float, workers: int, timings: Iterable[dict[str,
         width, per_image_s = timing["width"], timing["p50_s"] / timing["batch"]
         best_s[width] = min(per_image_s, best_s.get(width, per_image_s))
     return max(0.0, (workers / capacity_per_s - best_s[None] - best_s[0]) * 1e3)
+
+
+def look_ms(capacity_per_s: float, looked_per_s: float, workers: int) -> float:
+    """Worker milliseconds that an image costs more when the gate is asked, from what is sustained with and without."""
+    return max(0.0, workers / looked_per_s - workers / capacity_per_s) * 1e3
 
 
 def means(outcomes: Iterable[Outcome]) -> dict[tuple[int, str], tuple[float, float | None]]:

@@ -30,6 +30,7 @@ from loadtest.policy_plan import (
     Outcome,
     base_share,
     draw,
+    look_ms,
     overhead_ms,
     parse_trace_name,
     sustained,
@@ -93,36 +94,41 @@ def server_spec(a: argparse.Namespace, policy: str) -> ServerSpec:
 
 
 def _capacity(a: argparse.Namespace) -> Capacity:
-    """C0, the sustained rate of the narrowest width through HTTP with the generator running, and what HTTP costs."""
+    """C0, the sustained rate of the narrowest width through HTTP with the generator running, and what HTTP costs.
+
+    The same once more with the gate asked, whose wish the smallest budget overrules, gives the cost of asking.
+    """
     kept = a.out / CAPACITY
     if not kept.exists():
         work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
-        rate = _sustained(a, work)
+        smallest = json.loads(a.evaluation.read_bytes())["madds_served"][0]
+        rate, looked = _sustained(a, work, "fixed:0"), _sustained(a, work, "gate", f"Compute-Budget={smallest}")
         profile, cores = work / "profile.json", usable_cores()
         call("slicewise", "profile", *where(a), "--json-out", str(profile))
         (measured,) = json.loads(profile.read_bytes())
-        found = Capacity(rate, cores, overhead_ms(rate, cores, measured["timings"]))
+        overhead = overhead_ms(rate, cores, measured["timings"])
+        found = Capacity(rate, cores, overhead, look_ms(rate, looked, cores))
         kept.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
-        say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms, overhead {found.overhead_ms:.2f} ms")
+        say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms, asked {looked:.1f} images/s")
     return Capacity(**json.loads(kept.read_bytes()))
 
 
-def _sustained(a: argparse.Namespace, work: Path) -> float:
+def _sustained(a: argparse.Namespace, work: Path, policy: str, budget: str = "") -> float:
     """Of Poisson arrivals, with the generator that runs the traces; not above what saturating clients get."""
-    spec = server_spec(a, "fixed:0")
-    arm = HttpArm("capacity", spec, "/v1/classify", a.images, SATURATING_CLIENTS)
+    spec = server_spec(a, policy)
+    mixes = [Mix.parse(text) for text in (f"Latency-Budget={SUSTAINED_LIMIT_MS:g}ms", budget) if text]
+    arm = HttpArm("capacity", spec, "/v1/classify", a.images, SATURATING_CLIENTS, mix=budget)
     with Fleet(work) as fleet:
         most = arm.measure(fleet, Window(3.0, 10.0)).images_per_s
-    mix = Mix.parse(f"Latency-Budget={SUSTAINED_LIMIT_MS:g}ms:1")
     with Server(spec, work / "server.log") as server:
 
         def holds(rate_per_s: float) -> bool:
-            trace, out = work / f"{rate_per_s:.1f}.csv", work / f"{rate_per_s:.1f}"
+            trace, out = work / f"{policy[:4]}-{rate_per_s:.1f}.csv", work / f"{policy[:4]}-{rate_per_s:.1f}"
             arrivals = poisson(rate_per_s, PROBE_S, np.random.default_rng(0))
-            origin = Origin("poisson", {"rate_per_s": rate_per_s}, PROBE_S, 0, a.image_count, (str(mix),))
-            write_trace(fill(arrivals, a.image_count, [mix], 0), trace, origin)
-            attainment = _run(a, server.url, trace, "fixed:0", out).attainment
-            say(f"{rate_per_s:.1f} images/s: {attainment or 0:.4f} within {SUSTAINED_LIMIT_MS:g} ms")
+            origin = Origin("poisson", {"rate_per_s": rate_per_s}, PROBE_S, 0, a.image_count, tuple(map(str, mixes)))
+            write_trace(fill(arrivals, a.image_count, mixes, 0), trace, origin)
+            attainment = _run(a, server.url, trace, policy, out).attainment
+            say(f"{policy}, {rate_per_s:.1f} images/s: {attainment or 0:.4f} within {SUSTAINED_LIMIT_MS:g} ms")
             return (attainment or 0.0) >= SUSTAINED_SHARE
 
         rate = sustained(holds, most)
@@ -188,7 +194,8 @@ def _twin(a: argparse.Namespace, capacity: Capacity) -> tuple[list[Outcome], Seq
         call(
             "slicewise", "simulate", *where(a), "--operating-point", str(a.operating_point), "--trace", traces,
             "--evaluation", str(a.evaluation), "--policies", a.twin, "--against", "slackfit",
-            "--workers", str(capacity.workers), "--overhead-ms", f"{capacity.overhead_ms:.3f}", "--out", str(out),
+            "--workers", str(capacity.workers), "--overhead-ms", f"{capacity.overhead_ms:.3f}",
+            "--look-ms", f"{capacity.look_ms:.3f}", "--out", str(out),
         )  # fmt: skip
     found = json.loads((out / "simulation.json").read_bytes())
     fixed = {str(run["policy"]) for run in found["runs"] if str(run["policy"]).startswith("fixed:")}

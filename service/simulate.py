@@ -5,8 +5,8 @@ the checkpoint was evaluated, and an image is right when that slice was. Nothing
 nobody waits, so it plans for machines and loads that are not at hand and judges policies on the same
 arrivals, images and budgets.
 
-What it leaves out: everything around the engine (HTTP, decoding) is one cost per image, spent by the
-worker that runs it.
+What it leaves out: everything around the engine (HTTP, decoding, hand-overs) is one cost per image, and one more
+for asking the gate, spent by the worker that runs it.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Machine:
     capacity_images  that may be in work.
     default_slo_s    orders images without a deadline.
     overhead_s       worker seconds that each image costs beside trunk and body.
+    look_s           and those that it costs more when its trunk is a batch of its own, so that the gate can be asked.
     """
 
     times: LatencyTable
@@ -82,10 +83,12 @@ class Machine:
     capacity_images: int
     default_slo_s: float
     overhead_s: float = 0.0
+    look_s: float = 0.0
 
     def batch_s(self, step: Step, width: int | None, images: int) -> tuple[float, float]:
         """Seconds of the trunk's and of the body's part of a batch."""
-        trunk_s = 0.0 if step is Step.BODY else self.times.seconds(None, images) + self.overhead_s * images
+        around_s = self.overhead_s + (self.look_s if step is Step.TRUNK else 0.0)
+        trunk_s = 0.0 if step is Step.BODY else self.times.seconds(None, images) + around_s * images
         return trunk_s, 0.0 if width is None else self.times.seconds(width, images)
 
 

@@ -67,6 +67,12 @@ class SimulateSettings(Settings):
         allow_inf_nan=False,
         description="worker time that each image costs beside the network: HTTP, decoding",
     )
+    look_ms: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="what each image costs beside that, when its trunk is a batch of its own and the gate is asked",
+    )
     against: str | None = Field(None, description="policy that the others are compared with; none when absent")
     out: Path | None = Field(None, description="folder for simulation.json and simulation.md; made when missing")
     events: bool = Field(False, description="also write what became of every image to out, a CSV per trace and policy")
@@ -125,6 +131,7 @@ class Simulation:
             capacity_images=settings.queue_capacity_images,
             default_slo_s=settings.default_slo_ms / 1e3,
             overhead_s=settings.overhead_ms / 1e3,
+            look_s=settings.look_ms / 1e3,
         )
         self.policies = [self._checked(name) for name in settings.policies]
         self.against = None if settings.against is None else self._policy(settings.against, "against").name
@@ -186,6 +193,7 @@ class Simulation:
             "profile": None if self.key is None else asdict(self.key),
             "workers": machine.workers,
             "overhead_ms": s.overhead_ms,
+            "look_ms": s.look_ms,
             "queue_capacity_images": machine.capacity_images,
             "default_slo_ms": s.default_slo_ms,
             "traces": {trace.name: f"sha256:{trace.sha256}" for trace in self.traces},
@@ -200,7 +208,15 @@ def command(settings: SimulateSettings) -> str:
     given += [("trace", path.name) for path in settings.trace]
     given += [(name, path.name) for name in ("evaluation", "profile") if (path := getattr(settings, name))]
     given.append(("policies", ",".join(settings.policies)))
-    optional = ("operating_point", "workers", "overhead_ms", "queue_capacity_images", "default_slo_ms", "against")
+    optional = (
+        "operating_point",
+        "workers",
+        "overhead_ms",
+        "look_ms",
+        "queue_capacity_images",
+        "default_slo_ms",
+        "against",
+    )
     default = {name: SimulateSettings.model_fields[name].default for name in optional}
     given += [(name, value) for name in optional if (value := getattr(settings, name)) != default[name]]
     flags = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given]

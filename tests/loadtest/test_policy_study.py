@@ -16,6 +16,7 @@ from loadtest.policy_plan import (
     Outcome,
     base_share,
     draw,
+    look_ms,
     means,
     overhead_ms,
     parse_trace_name,
@@ -25,7 +26,7 @@ from loadtest.policy_plan import (
 from loadtest.policy_report import markdown
 from loadtest.traces import mean_rate, peak_rate
 
-CAPACITY = Capacity(500.0, 2, 1.5)
+CAPACITY = Capacity(500.0, 2, 1.5, 0.25)
 
 
 def test_tau_and_slo_follow_from_the_capacity():
@@ -48,6 +49,11 @@ def test_the_overhead_is_what_the_table_does_not_explain():
     ]
     assert overhead_ms(400.0, 2, timings) == pytest.approx(5.0 - 1.0 - 1.0)
     assert overhead_ms(4000.0, 2, timings) == 0.0
+
+
+def test_asking_costs_what_fewer_images_are_sustained():
+    assert look_ms(500.0, 400.0, 2) == pytest.approx(1.0)
+    assert look_ms(500.0, 510.0, 2) == 0.0
 
 
 def test_trace_names_come_back():
@@ -137,7 +143,7 @@ def faked(monkeypatch, tmp_path):
     monkeypatch.setattr(policy_study.tempfile, "tempdir", str(tmp_path))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "capacity.json").write_text(
-        json.dumps({"images_per_s": 50.0, "workers": 2, "overhead_ms": 1.0})
+        json.dumps({"images_per_s": 50.0, "workers": 2, "overhead_ms": 1.0, "look_ms": 0.5})
     )
     return said
 

@@ -23,7 +23,7 @@ from loadtest.pressure_plan import (
 from loadtest.pressure_report import markdown
 from loadtest.servers import ServerSpec
 
-CAPACITY = Capacity(500.0, 2, 1.5)
+CAPACITY = Capacity(500.0, 2, 1.5, 0.25)
 DELAYS = Delays((1.0,) * 99 + (2.0,), (1.0,) * 90 + (3.9,) * 10)
 
 
@@ -116,7 +116,9 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(pressure_study.RunRecord, "load", lambda _: record)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "delays.json").write_text(json.dumps({"floor_ms": [1.0], "service_ms": [9.0]}))
-    (tmp_path / "capacity.json").write_text(json.dumps({"images_per_s": 500.0, "workers": 2, "overhead_ms": 1.0}))
+    (tmp_path / "capacity.json").write_text(
+        json.dumps({"images_per_s": 500.0, "workers": 2, "overhead_ms": 1.0, "look_ms": 0.5})
+    )
     arguments = ["pressure", "--images", "some.zip", "--image-count", "20", "--evaluation", "eval.json", "--repeats",
                  "2", "--capacity", str(tmp_path), "--out", str(tmp_path / "out")]  # fmt: skip
     main(arguments)
@@ -134,7 +136,7 @@ def test_delays_are_asked_for_in_turns(monkeypatch, tmp_path):
     command = (sys.executable, "-m", "loadtest.peers.busy", "--port", "{port}", "--threads", "1")
     monkeypatch.setattr(pressure_study, "server_spec", lambda *_: ServerSpec("busy", command, "/healthz"))
     monkeypatch.setattr(pressure_study, "_saturated", lambda *_: contextlib.nullcontext())
-    found = pressure_study._delays(SimpleNamespace(out=tmp_path), Capacity(1.0, 1, 0.0))
+    found = pressure_study._delays(SimpleNamespace(out=tmp_path), Capacity(1.0, 1, 0.0, 0.0))
     assert len(found.floor_ms) == len(found.service_ms) == 20
     assert min(found.floor_ms) > 0
     assert pressure_study._delays(SimpleNamespace(out=tmp_path), CAPACITY) == found

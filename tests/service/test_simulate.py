@@ -17,8 +17,8 @@ WHOLE = Window(0, WIDTHS - 1)
 LOOKS = [look(2, (2, 0)), look(1), look(0)]
 
 
-def replay(policy, arrivals, workers=1, capacity_images=10_000, overhead_s=0.0, **table_facts):
-    machine = Machine(table(**table_facts), workers, capacity_images, default_slo_s=100.0, overhead_s=overhead_s)
+def replay(policy, arrivals, workers=1, capacity_images=10_000, overhead_s=0.0, look_s=0.0, **table_facts):
+    machine = Machine(table(**table_facts), workers, capacity_images, 100.0, overhead_s, look_s)
     times = LiveTimes(machine.times)
     scheduler = Scheduler(policy_named(policy, (0, 1, 2), times), times, workers)
     run = Run(scheduler, machine, LOOKS)
@@ -31,6 +31,13 @@ def test_one_image_takes_its_trunk_and_its_body():
     (served,) = replay("gate", [Arrival(1.0, 1, WHOLE)])
     assert (served.outcome, served.width, served.reason) == (Outcome.MET, 1, Reason.GATE)
     assert served.finish_s == pytest.approx(1.0 + 1.0 + 2.0)
+
+
+def test_asking_the_gate_is_charged_where_it_is_asked():
+    arrivals = [Arrival(0.0, 0, WHOLE)]
+    plain, asked = (replay("gate", arrivals, look_s=seconds)[0].finish_s for seconds in (0.0, 0.5))
+    assert asked - plain == pytest.approx(0.5)
+    assert replay("fixed:0", arrivals, look_s=0.5) == replay("fixed:0", arrivals)
 
 
 def test_overhead_is_spent_by_the_worker():
