@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from loadtest.figures import percentile
 from loadtest.mix import Mix
@@ -22,6 +23,8 @@ BUDGET_TAUS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 40, 60)
 IN_TIME_SHARE, WRONGLY_SHARE, MARGIN_RATIO = 0.98, 0.05, 1.3
 """Of those let in, so many are in time; of those refused, at most so many had a budget beyond this multiple of
 the time that the twin predicts."""
+SCHEDULER_BAR_US = 20.0
+"""Per image, with ten thousand waiting."""
 DELAY_ROUNDS, DELAY_BAR_MS = 5, 3.0
 """The 99th percentile of the event loop's delay at saturation, above that beside as many busy threads."""
 
@@ -61,6 +64,20 @@ class Refusals:
     @property
     def held(self) -> bool:
         return self.in_time_share >= IN_TIME_SHARE and self.wrongly_share <= WRONGLY_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Of one study.
+
+    after      (met, requests) of all steps, of the second that is judged.
+    scheduler  what ``slicewise scheduler`` printed.
+    """
+
+    after: tuple[int, int]
+    refusals: Refusals
+    scheduler: Mapping[str, Any]
+    delays: Delays
 
 
 def step_budget(capacity: Capacity) -> Mix:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from loadtest.figures import percentile
 from loadtest.loop_delay import GAP_S
@@ -17,12 +18,14 @@ from loadtest.pressure_plan import (
     RECOVERED_S,
     RECOVERED_SHARE,
     REST_SHARE,
+    SCHEDULER_BAR_US,
     STEP_FROM_S,
     STEP_SHARE,
     STEP_TAUS,
     STEP_TO_S,
     WRONGLY_SHARE,
     Delays,
+    Findings,
     Refusals,
 )
 from loadtest.results import Machine
@@ -32,13 +35,12 @@ from loadtest.tables import machine_lines, table
 STEP_PLOT = "step_widths.png"
 
 
-def markdown(
-    capacity: Capacity, steps: Sequence[RunRecord], after: tuple[int, int], found: Refusals, delays: Delays,
-    machine: Machine,
-) -> str:  # fmt: skip
-    """The page. after: (met, requests) of all steps, of the second that is judged."""
-    lines = ["# Under pressure", "", *machine_lines(machine), "", *_step(capacity, steps, after), ""]
-    return "\n".join([*lines, *_budgets(capacity, found), "", *_delays(capacity, delays)]) + "\n"
+def markdown(capacity: Capacity, steps: Sequence[RunRecord], found: Findings, machine: Machine) -> str:
+    """The page."""
+    lines = ["# Under pressure", "", *machine_lines(machine), "", *_step(capacity, steps, found.after), ""]
+    lines += [*_budgets(capacity, found.refusals), "", *_scheduler(found.scheduler), ""]
+    lines += _delays(capacity, found.delays)
+    return "\n".join(lines) + "\n"
 
 
 def _step(capacity: Capacity, steps: Sequence[RunRecord], after: tuple[int, int]) -> list[str]:
@@ -89,6 +91,18 @@ def _budgets(capacity: Capacity, found: Refusals) -> list[str]:
         "that it would have.",
         "",
         *table(["requests", "count", "measured", "bar", "verdict"], rows),
+    ]
+
+
+def _scheduler(found: Mapping[str, Any]) -> list[str]:
+    rows = [[policy, f"{us:.1f}", _verdict(us <= SCHEDULER_BAR_US)] for policy, us in found["us_per_image"].items()]
+    return [
+        "## What deciding costs",
+        "",
+        f"Microseconds in the scheduler per image, admission included, while {found['waiting']:,} images with "
+        f"deadlines wait for {found['workers']} workers; nothing is computed, the machine does nothing else.",
+        "",
+        *table(["policy", "us per image", f"at most {SCHEDULER_BAR_US:g}"], rows),
     ]
 
 

@@ -18,11 +18,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from loadtest.arms import expect, generator
+from loadtest.arms import BenchError, expect, generator
 from loadtest.closed_loop import Load
+from loadtest.comparisons import script
 from loadtest.machine import describe
 from loadtest.mix import Mix
 from loadtest.policy_plan import Capacity
@@ -37,6 +39,7 @@ from loadtest.pressure_plan import (
     STEP_TO_S,
     STEP_TRACE_S,
     Delays,
+    Findings,
     budgets,
     recovered,
     refusals,
@@ -86,7 +89,8 @@ def run_pressure(arguments: argparse.Namespace) -> None:
     _twin(a, capacity)
     live, twin = _rows(a.out / "live" / "budgets" / "requests.csv"), _rows(a.out / "twin" / f"budgets.{POLICY}.csv")
     after = recovered(second for record in steps for second in record.seconds)
-    text = markdown(capacity, steps, after, refusals(live, twin), _delays(a, capacity), describe())
+    found = Findings(after, refusals(live, twin), _scheduler(a), _delays(a, capacity))
+    text = markdown(capacity, steps, found, describe())
     shutil.copy(a.out / "live" / "step-seed-0" / WIDTHS_PLOT, a.out / STEP_PLOT)
     (a.out / REPORT).write_text(text, encoding="utf-8")
     print(a.out / REPORT)
@@ -110,6 +114,18 @@ def _twin(a: argparse.Namespace, capacity: Capacity) -> None:
             "--look-ms": f"{capacity.look_ms:.3f}", "--events": "true", "--out": out,
         }  # fmt: skip
         call("slicewise", "simulate", *where(a), *serve_flags(a, POLICY), *map(str, chain(*flags.items())))
+
+
+def _scheduler(a: argparse.Namespace) -> dict[str, Any]:
+    """What deciding costs, as ``slicewise scheduler`` says it."""
+    kept = a.out / "scheduler.json"
+    if not kept.exists():
+        done = subprocess.run((script("slicewise"), "scheduler", *where(a)), stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise BenchError(f"slicewise scheduler ended with status {done.returncode}; what it wrote says why")
+        kept.write_bytes(done.stdout)
+    found: dict[str, Any] = json.loads(kept.read_bytes())
+    return found
 
 
 def _delays(a: argparse.Namespace, capacity: Capacity) -> Delays:

@@ -56,7 +56,7 @@ class _Plan:
     is_calm  what waits is so little, even at no price, that it does not matter how much comes.
     due_s    of every image that waits, ascending; used_s: work due no later, at the top price.
     room_s   worker seconds that may come before this image without making it or one behind it late.
-    added_*  what has come since.
+    added_*  what has come since, in the order in which it is due; added_sum_s: all of it.
     """
 
     made_s: float = -math.inf
@@ -69,6 +69,7 @@ class _Plan:
     changes: int = 0
     added_due_s: list[float] = field(default_factory=list)
     added_s: list[float] = field(default_factory=list)
+    added_sum_s: float = 0.0
 
 
 class _Sums(Protocol):
@@ -234,7 +235,11 @@ class Backlog:
         plan = self._current_plan(now_s, busy_until_s)
         at = bisect_right(plan.due_s, due_s)
         used_s = plan.used_s[at - 1] if at else 0.0
-        used_s += sum(plan.added_s[: bisect_right(plan.added_due_s, due_s)])
+        before = bisect_right(plan.added_due_s, due_s)
+        if 2 * before < len(plan.added_s):  # whichever is the shorter sum
+            used_s += sum(plan.added_s[:before])
+        else:
+            used_s += plan.added_sum_s - sum(plan.added_s[before:])
         own_s = self._own_s(lo)
         behind_all_s = (sum(plan.free_s) + used_s + (self._workers + 1) / 2 * own_s) / self._workers
         return max(behind_all_s, min(plan.free_s) + own_s)  # no image is split between workers
@@ -250,7 +255,7 @@ class Backlog:
             return math.inf, due_s  # late even alone
         if at == len(plan.room_s):
             return late_s, due_s
-        over_s = sum(plan.added_s) + self._own_s(lo) - plan.room_s[at]
+        over_s = plan.added_sum_s + self._own_s(lo) - plan.room_s[at]
         if late_s > 0 or over_s <= 0:
             return max(late_s, over_s), due_s
         spoilt = bisect_right(plan.room_s, plan.room_s[at], lo=at) - 1
@@ -324,6 +329,7 @@ class Backlog:
         at = bisect_right(plan.added_due_s, due_s)
         plan.added_due_s.insert(at, due_s)
         plan.added_s.insert(at, cost_s)
+        plan.added_sum_s += cost_s
 
     def _grow(self) -> None:
         size = len(self._due_s)

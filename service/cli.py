@@ -17,7 +17,7 @@ from pydantic_settings import CliApp
 
 from models.checkpoint import CheckpointError, load, resolve
 from models.transform import ImageError
-from service import engine_study, profiler, simulator
+from service import engine_study, profiler, scheduler_study, simulator
 from service.api.state import ServiceState
 from service.app import create_app, load_checkpoints, refuse_the_rest, wait_until_idle
 from service.engine_study import EngineSettings
@@ -25,6 +25,7 @@ from service.hosting import check_policy, gate_decision
 from service.http1 import server_config
 from service.logs import configure
 from service.profiler import ProfileSettings
+from service.scheduler_study import SchedulerSettings
 from service.settings import SettingError, Settings, unknown_variables
 from service.simulator import SimulateSettings
 
@@ -40,6 +41,7 @@ commands:
   check     load and verify a model repository; exit 1 with the reasons when something is wrong
   profile   measure what the slices take on this machine, and keep it for serve
   simulate  replay traces under several policies, without a server
+  scheduler measure the scheduler by itself, with many images waiting; prints JSON
   engine    measure the engine by itself: whole networks, the split, mixed batches, the gate; prints JSON
 """
 
@@ -161,9 +163,20 @@ def engine(arguments: Sequence[str]) -> int:
     return 0
 
 
+def scheduler(arguments: Sequence[str]) -> int:
+    """Measure the scheduler by itself with the first model's profile; one line of JSON on stdout."""
+    settings = CliApp.run(SchedulerSettings, cli_args=list(arguments))
+    configure(settings.log_format, "warning")
+    scheduler_study.study(settings, print)
+    return 0
+
+
 def main() -> None:
     """Entry point."""
-    commands = {"serve": serve, "check": check, "profile": profile, "simulate": simulate, "engine": engine}
+    commands = {
+        "serve": serve, "check": check, "profile": profile, "simulate": simulate, "scheduler": scheduler,
+        "engine": engine,
+    }  # fmt: skip
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in commands:
         known = bool(arguments) and arguments[0] in ("-h", "--help")

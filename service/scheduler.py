@@ -30,7 +30,7 @@ URGENCIES = 8
 """Of RFC 9218: 0 to 7."""
 RENEW_S = 0.25
 """How often plans follow what was learnt of the times."""
-HEADROOM = 0.25
+HEADROOM = 0.15
 """Share of the workers' time until images are due that prices plan; what is kept back meets clumps of requests."""
 
 
@@ -126,6 +126,7 @@ class Scheduler:
         self._forced = [_Queue(Step.WHOLE, arrivals) for _ in range(widths)]
         self._queues = [self._unseen, self._seen, *self._forced]
         self._busy_until_s: dict[int, float] = {}
+        self._ends_s: list[float] | None = None
 
     def __len__(self) -> int:
         return sum([len(queue.items) for queue in self._queues])
@@ -187,6 +188,7 @@ class Scheduler:
         begins_s = now_s if free > 0 else max(now_s, min(ends_s))
         batch = self._form(due_first, begins_s, price, -(-waiting // max(1, free)))
         self._busy_until_s[id(batch)] = begins_s + self._batch_s(batch.step, batch.width, len(batch.entries))
+        self._ends_s = None
         for entry in batch.entries:
             (self._backlog.begin if batch.step is Step.TRUNK else self._backlog.remove)(entry.place)
         return Selection(batch, selection.cancelled, selection.expired)
@@ -194,6 +196,7 @@ class Scheduler:
     def finished(self, batch: Batch, now_s: float, trunk_s: float = 0.0, body_s: float = 0.0) -> None:
         """The worker that had this batch is free again; what it took of its time is learnt, unless it failed: 0."""
         self._busy_until_s.pop(id(batch), None)
+        self._ends_s = None
         if trunk_s:
             self._times.learn(None, len(batch.entries), trunk_s, now_s)
         if body_s and batch.width is not None:
@@ -326,13 +329,15 @@ class Scheduler:
 
     def _form_whole(self, queue: _Queue, proposal: int, images: int) -> Batch:
         """The first entry, and up to ``images`` in all that the proposal comes to the same width for."""
-        width = self._unasked(queue.first, proposal).width
-        entries = queue.take(images, lambda entry: _clamped(proposal, entry.window) == width)
-        return Batch(Step.WHOLE, width, entries, tuple(self._unasked(entry, proposal) for entry in entries))
+        window = queue.first.window
+        usual = self._unasked(window, proposal)
+        entries = queue.take(images, lambda entry: _clamped(proposal, entry.window) == usual.width)
+        routes = (usual if e.window == window else self._unasked(e.window, proposal) for e in entries)
+        return Batch(Step.WHOLE, usual.width, entries, tuple(routes))
 
-    def _unasked(self, entry: Entry, width: int) -> Route:
+    def _unasked(self, window: Window, width: int) -> Route:
         """The width of an image that nothing is known of. Where the gate would be asked but for load, load is why."""
-        found = route(entry.window, None, width, lambda _: True)
+        found = route(window, None, width, lambda _: True)
         if found.reason is Reason.POLICY and self._policy.asks_gate:
             return Route(found.width, Reason.LOAD, None)
         return found
@@ -362,7 +367,9 @@ class Scheduler:
 
     def _ends(self) -> list[float]:
         """When each worker that has a batch is done with all it has: what waits ready-made goes on the first."""
-        return sorted(self._busy_until_s.values())[-self._workers :]
+        if self._ends_s is None:  # asked for more often than it changes
+            self._ends_s = sorted(self._busy_until_s.values())[-self._workers :]
+        return self._ends_s
 
     def _sort_out(self, entry: Entry, now_s: float, selection: Selection) -> bool:
         """Put an entry that is of no use on its list and say so; any other is left alone."""

@@ -99,15 +99,20 @@ class SimulateSettings(Settings):
 
 def _times(checkpoint: Checkpoint, settings: SimulateSettings) -> tuple[ProfileKey | None, LatencyTable]:
     """What batches take: of the file that is named, else as ``serve`` would find it on this machine."""
-    manifest = checkpoint.manifest
     if settings.profile is not None:
-        return read_profile(settings.profile, manifest)
+        return read_profile(settings.profile, checkpoint.manifest)
+    return profiled_times(checkpoint, settings)
+
+
+def profiled_times(checkpoint: Checkpoint, settings: Settings) -> tuple[ProfileKey, LatencyTable]:
+    """What batches take by the profile that is kept for this machine. Raises SettingError when there is none."""
+    manifest = checkpoint.manifest
     key = ProfileKey.of(manifest.network_id, build_engine(checkpoint, settings, threading.Event()))
     profile = kept_profile(settings.cache_folder / "profiles", key, len(manifest.slices))
     if profile is None:
         raise SettingError(
             f"no profile of {manifest.name}/{manifest.version} is kept for this machine; allowed: run slicewise "
-            "profile first, or name a file with the setting profile"
+            "profile first, or, to simulate, name a file with the setting profile"
         )
     return key, profile.table()
 

@@ -17,6 +17,7 @@ from service.app import create_app, load_checkpoints
 from service.engine_study import EngineSettings
 from service.profiler import ProfileSettings
 from service.request import Reason
+from service.scheduler_study import SchedulerSettings
 from service.settings import ZOO, Settings
 from service.simulator import SimulateSettings
 from service.telemetry import Telemetry
@@ -106,6 +107,7 @@ SETTINGS = {
     "profile": ProfileSettings,
     "simulate": SimulateSettings,
     "engine": EngineSettings,
+    "scheduler": SchedulerSettings,
 }
 
 

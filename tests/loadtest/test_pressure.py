@@ -14,6 +14,7 @@ from loadtest.pressure_plan import (
     RECOVERED_S,
     STEP_TRACE_S,
     Delays,
+    Findings,
     Refusals,
     budgets,
     recovered,
@@ -86,9 +87,13 @@ def test_the_report_judges_the_three_bars(met, wrongly, verdicts):
         trace=SimpleNamespace(duration_s=STEP_TRACE_S),
         seconds=[second(at, met=met, requests=100) for at in range(int(STEP_TRACE_S))],
     )
-    text = markdown(CAPACITY, [record], (met, 100), Refusals(100, 98, 100, wrongly), DELAYS, describe())
+    scheduler = {"waiting": 10_000, "workers": 2, "us_per_image": {"gate_slack": 19.9, "gate": 20.1}}
+    found = Findings((met, 100), Refusals(100, 98, 100, wrongly), scheduler, DELAYS)
+    text = markdown(CAPACITY, [record], found, describe())
     judged = [line for line in text.splitlines() if "met." in line or "**missed**" in line or "| met |" in line]
-    assert [verdict in line for verdict, line in zip(verdicts, judged, strict=True)] == [True] * 4
+    *before, last = verdicts
+    expected = [*before, "19.9 | met", "20.1 | **missed**", last]
+    assert [verdict in line for verdict, line in zip(expected, judged, strict=True)] == [True] * 6
     assert f"| 0 | 100 | 0.{met}00 | 1.0 |" in text
 
 
@@ -116,6 +121,8 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(pressure_study.RunRecord, "load", lambda _: record)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "delays.json").write_text(json.dumps({"floor_ms": [1.0], "service_ms": [9.0]}))
+    said_before = {"waiting": 10, "workers": 1, "us_per_image": {"gate": 1.0}}
+    (tmp_path / "out" / "scheduler.json").write_text(json.dumps(said_before))
     (tmp_path / "capacity.json").write_text(
         json.dumps({"images_per_s": 500.0, "workers": 2, "overhead_ms": 1.0, "look_ms": 0.5})
     )
