@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from models.checkpoint import Checkpoint
 from models.supernet import Supernet
 
@@ -23,12 +25,21 @@ def with_classes(config: dict[str, Any], classes: int) -> dict[str, Any]:
     return config | {"classes": classes}
 
 
+def _leading(given: Tensor, own: Tensor) -> Tensor:
+    """The leading part of ``given`` in the shape of ``own``; as it is where that is no part of it."""
+    if given.ndim != own.ndim or any(have < need for have, need in zip(given.shape, own.shape, strict=True)):
+        return given
+    return given[tuple(slice(size) for size in own.shape)]
+
+
 def initialise(net: Supernet, checkpoint: Checkpoint) -> tuple[str, ...]:
     """Copy into ``net`` every tensor of the checkpoint whose name and shape agree, batch norm's statistics too.
 
-    Returns the names of the others, which stay as they were, in the order of ``net.state_dict()``: the
-    classifiers' where the number of classes differs. Where it does not, they are copied as well, whatever
-    the classes are. Sizes and statistics of the input are not compared.
+    Of a parameter that is larger in the checkpoint the leading part is copied, since leading channels are what
+    a narrower slice consists of; not where the number of classes differs. Returns the names of the others, which
+    stay as they were, in the order of ``net.state_dict()``: the classifiers' where the number of classes differs,
+    and statistics of other widths. Where it does not differ, classifiers are copied as well, whatever the classes
+    are. Sizes and statistics of the input are not compared.
 
     Raises ValueError, and leaves ``net`` as it was, when the architecture differs, or when less than
     LEAST_SHARE of the parameters (counted one by one, not by tensor) agree.
@@ -37,10 +48,12 @@ def initialise(net: Supernet, checkpoint: Checkpoint) -> tuple[str, ...]:
     if checkpoint.net.architecture != net.architecture:
         raise ValueError(f"{source} has architecture {checkpoint.net.architecture}; allowed: {net.architecture}")
     own, given = net.state_dict(), checkpoint.net.state_dict()
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+    if checkpoint.net.config_dict().get("classes") == net.config_dict().get("classes"):
+        given |= {name: _leading(given[name], own[name]) for name in sizes if name in given}
     agreeing = {
         name: given[name] for name, tensor in own.items() if name in given and given[name].shape == tensor.shape
     }
-    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
     share = sum(size for name, size in sizes.items() if name in agreeing) / sum(sizes.values())
     if share < LEAST_SHARE:
         raise ValueError(

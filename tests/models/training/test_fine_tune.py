@@ -56,6 +56,24 @@ def test_both_classifiers_of_a_resnet_are_fresh(tmp_path):
     }
 
 
+def test_wider_slices_give_their_leading_channels_to_as_many_classes(tmp_path):
+    torch.manual_seed(0)
+    save(tmp_path / "net" / "1", DsResnet(RESNET), classes=CLASSES, input_spec=TINY_INPUT)
+    checkpoint = load(tmp_path / "net" / "1")
+    narrower = replace(RESNET, body=(StageConfig((6, 12), 1, 2),))
+    net, given = DsResnet(narrower), checkpoint.net.state_dict()
+    fresh = initialise(net, checkpoint)
+    cut = [name for name, parameter in net.named_parameters() if given[name].shape != parameter.shape]
+    assert "classifier.weight" in cut
+    assert len(cut) > 5
+    for name in cut:
+        part = tuple(slice(size) for size in net.state_dict()[name].shape)
+        assert torch.equal(net.state_dict()[name], given[name][part])
+    assert all("running" in name for name in fresh)
+    with pytest.raises(ValueError, match=r"net/1 has 44% of the parameters"):
+        initialise(DsResnet(replace(narrower, classes=4)), checkpoint)
+
+
 def test_another_architecture_is_refused(checkpoint):
     with pytest.raises(ValueError, match=r"tiny/1 has architecture ds_mbnet; allowed: ds_resnet"):
         initialise(DsResnet(RESNET), checkpoint)
