@@ -146,11 +146,15 @@ class Backlog:
     numpy takes, and numpy reads them as they are.
 
     costs     may be replaced when a better estimate is at hand.
+    unasked   likewise: at every price the width of images that the gate is not asked about, None where it is asked;
+              look_s: what asking costs more.
     headroom  share of the workers' time that prices may plan; the rest meets what nobody foresaw.
     """
 
     def __init__(self, costs: Costs, prices: int, workers: int, headroom: float) -> None:
         self.costs, self._prices, self._workers, self._headroom = costs, prices, workers, headroom
+        self.unasked: Sequence[int | None] = (*(None,) * (prices - 1), 0)
+        self.look_s = 0.0
         self._due_s, self._hard, self._seen, self._needs_trunk = array("d"), bytearray(), bytearray(), bytearray()
         self._lo, self._hi = bytearray(), bytearray()
         self._widths = bytearray()  # at every price, within lo..hi: [slot * prices + price]
@@ -219,7 +223,7 @@ class Backlog:
         if plan.is_calm:
             return plan.price
         rate, trunk_s, workers = self.rate(now_s), self.costs.trunk_s, self._workers
-        lasting = (price for price, body_s in enumerate(self._typical_P) if rate * (trunk_s + body_s) <= workers)
+        lasting = (p for p in range(self._prices) if rate * (trunk_s + self._unseen_s(p)) <= workers)
         return max(plan.price, next(lasting, self._prices - 1))
 
     def is_ample(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> bool:
@@ -261,6 +265,11 @@ class Backlog:
         spoilt = bisect_right(plan.room_s, plan.room_s[at], lo=at) - 1
         return over_s, plan.due_s[spoilt]
 
+    def _unseen_s(self, price: int) -> float:
+        """What an image that nothing is known of will need behind its trunk."""
+        width = self.unasked[price]
+        return self._typical_P[price] + self.look_s if width is None else self.costs.body_s[width]
+
     def _own_s(self, lo: int) -> float:
         return self.costs.trunk_s + self.costs.body_s[lo]
 
@@ -292,7 +301,7 @@ class Backlog:
 
     def _few_costs(self, price: int) -> list[float]:
         """Worker seconds that each image still needs at a price."""
-        trunk_s, body_s, typical_s = self.costs.trunk_s, self.costs.body_s, self._typical_P[price]
+        trunk_s, body_s, typical_s = self.costs.trunk_s, self.costs.body_s, self._unseen_s(price)
         column, costs_s = price % self._prices, []
         for slot in self._slots:
             if self._seen[slot]:
@@ -316,7 +325,7 @@ class Backlog:
 
         def costs(price: int) -> F64:
             width_N = np.frombuffer(self._widths, np.uint8).take(rows_N + price % self._prices)
-            typical_N = np.minimum(np.maximum(self._typical_P[price], least_N), most_N)
+            typical_N = np.minimum(np.maximum(self._unseen_s(price), least_N), most_N)
             cost_N: F64 = np.where(is_seen_N, body_L.take(width_N), typical_N) + trunk_N
             return cost_N
 

@@ -22,7 +22,7 @@ from service.engine.onnx import OnnxEngine
 from service.engine.torch_engine import TorchEngine
 from service.execution import Looks
 from service.latency import Lag, LatencyTable, LiveTimes
-from service.policies import F32, Policy, check_policy_name, policy_named
+from service.policies import F32, Curve, Policy, check_policy_name, policy_named
 from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once
 from service.request import Budget, Look, Route, SliceFacts, Timings, Window
 from service.scheduler import Scheduler
@@ -49,6 +49,20 @@ def gate_decision(manifest: Manifest, settings: Settings) -> GateDecision:
         return manifest.decision(settings.operating_point)
     except ValueError as error:
         raise SettingError(f"setting operating_point: {error}") from error
+
+
+def curve_of(manifest: Manifest, decision: GateDecision) -> Curve | None:
+    """What the hold-out says of a model's answers at the operating point in use; None where it was not measured."""
+    points = manifest.gate.operating_points
+    accuracies = [next((m.value for m in s.accuracy if m.split == "hold-out"), None) for s in manifest.slices]
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    if not points or len(known) < len(accuracies):
+        return None
+    share = decision.lambda_ / decision.madds[-1]
+    return Curve(
+        tuple(accuracy - share * madds for accuracy, madds in zip(known, decision.madds, strict=True)),
+        tuple((point.accuracy - share * point.madds, point.shares) for point in points),
+    )
 
 
 def check_policy(manifest: Manifest, settings: Settings) -> None:
@@ -153,10 +167,11 @@ class HostedModel:
         telemetry.model_info.labels(
             manifest.name, str(manifest.version), warm.engine.name, warm.engine.device, manifest.digest
         ).set(1)
-        policy = policy_named(settings.policy, manifest.gate.choices, times)
+        decision = gate_decision(manifest, settings)
+        policy = policy_named(settings.policy, manifest.gate.choices, times, curve_of(manifest, decision))
         self.default_slo_s = settings.default_slo_ms / 1e3
         self._scheduler, self._lag = Scheduler(policy, times, self.workers), Lag()
-        looks = looks_of(policy, gate_decision(manifest, settings))
+        looks = looks_of(policy, decision)
         ahead = 1 if warm.engine.device == "cpu" else 0  # where batches pay, what waits had better become a larger one
         self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, self.capacity, ahead)
 

@@ -32,9 +32,25 @@ TOP = len(PRICES) - 1
 PRICES_PER_URGENCY = 2
 """How many prices one step of RFC 9218 urgency is worth: a factor of 2.25."""
 MIDDLE_URGENCY = 3
+ASK_UNTIL_TOP: tuple[int | None, ...] = (*(None,) * TOP, 0)
+LOOK_S = 4e-4
+"""What asking the gate costs beside its arithmetic: a second batch, and a second way through the event loop. Measured
+on a CPU, docs/adr/0014; next to nothing where bodies take tens of milliseconds."""
 MAX_BATCH = 16
 SLACKFIT_BUCKETS = 32
 """Ours: the paper does not state it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What a hold-out says images are worth: their accuracy, less what the operating point asks for their cost.
+
+    worth_L  at every slice, for all images.
+    asked    at every operating point of the gate: that, and the share of images at each of its choices.
+    """
+
+    worth_L: tuple[float, ...]
+    asked: tuple[tuple[float, tuple[float, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +69,16 @@ class Policy(Protocol):
     is_priced  the scheduler works out the price of time for it; 0 is passed otherwise.
     is_fair    a plan leaves the other workers their share of what waits; False where the policy was published with
                a batch size of its own.
+    unasked    at every price the width of images that the gate is not asked about; None where it is asked.
+    look_s     what asking costs beside trunk, gate and body.
     """
 
     name: str
     asks_gate: bool
     is_priced: bool
     is_fair: bool
+    unasked: Sequence[int | None]
+    look_s: float
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
         """For images that nothing is known of. None: run trunk and gate first.
@@ -91,6 +111,7 @@ class Gate:
     """The gate's wish at the operating point, never moved by load."""
 
     name, asks_gate, is_priced, is_fair = "gate", True, False, True
+    unasked, look_s = ASK_UNTIL_TOP, 0.0
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
         return None
@@ -108,22 +129,32 @@ class Gate:
 class GateSlack:
     """The width with the greatest utility at the going price of time; at the top price the narrowest, unasked.
 
+    Asking takes time, too: from the price on at which that is worth more than what asking gains, images take the
+    width that is worth most to the average one.
+
     choices  ladder indices that the gate speaks of, ascending.
+    curve    None: nothing was measured, and the gate is asked at every price but the top one.
     """
 
     name, asks_gate, is_priced, is_fair = "gate_slack", True, True, True
+    look_s = LOOK_S
 
-    def __init__(self, choices: Sequence[int], times: LiveTimes) -> None:
-        self._choices = np.asarray(choices)
-        self._whole_0 = times.table.best_whole_batch(0)
+    def __init__(self, choices: Sequence[int], times: LiveTimes, curve: Curve | None) -> None:
+        self._choices, self._curve = np.asarray(choices), curve
+        self._whole_images = [times.table.best_whole_batch(width) for width in times.table.widths]
         self.renew(times)
 
     def renew(self, times: LiveTimes) -> None:
-        seconds_G = np.take(times.costs().body_s, self._choices)
+        body_s = times.costs().body_s
+        seconds_G = np.take(body_s, self._choices)
         self._price_PG = np.multiply.outer(PRICES[:-1], seconds_G / seconds_G[-1])
+        self.unasked: Sequence[int | None] = ASK_UNTIL_TOP
+        if self._curve is not None:
+            self.unasked = unasked_widths(self._curve, self._choices.tolist(), body_s)
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
-        return Plan(0, self._whole_0) if price == TOP else None
+        width = self.unasked[price]
+        return None if width is None else Plan(width, self._whole_images[width])
 
     def after(self, look: Look, urgency: int, price: int) -> int:
         return look.widths[priced(urgency, price)]
@@ -135,10 +166,30 @@ class GateSlack:
         return [Look(wish, (*widths, 0), best) for wish, widths, best in seen]
 
 
+def unasked_widths(curve: Curve, choices: Sequence[int], body_s: Sequence[float]) -> tuple[int | None, ...]:
+    """At every price the width that is worth most to the average image, None where asking the gate is worth more.
+
+    body_s  seconds at every width. Without a price images are asked, at the top one they are not.
+    """
+    widest_s = body_s[choices[-1]]
+    asked = [
+        (worth, (LOOK_S + sum(share * body_s[w] for share, w in zip(shares, choices, strict=True))) / widest_s)
+        for worth, shares in curve.asked
+    ]
+    alike = [(worth, seconds / widest_s, width) for width, (worth, seconds) in enumerate(zip(curve.worth_L, body_s))]
+    widths: list[int | None] = [None]
+    for price in PRICES[1:-1]:
+        gain, width = max((worth - price * time, -width) for worth, time, width in alike)
+        is_asked = widths[-1] is None and max(worth - price * time for worth, time in asked) > gain
+        widths.append(None if is_asked else -width)
+    return (*widths, 0)
+
+
 class Blind:
     """What the policies have in common that never look at an image."""
 
     asks_gate = is_priced = is_fair = False
+    unasked, look_s = ASK_UNTIL_TOP, 0.0
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -266,13 +317,16 @@ def check_policy_name(name: str, widths: int) -> int | None:
     raise ValueError(f"policy is {name!r:.60}; allowed: {allowed}")
 
 
-def policy_named(name: str, choices: Sequence[int], times: LiveTimes) -> Policy:
-    """The policy of this name; ValueError as ``check_policy_name``. choices: ladder indices that the gate speaks of."""
+def policy_named(name: str, choices: Sequence[int], times: LiveTimes, curve: Curve | None = None) -> Policy:
+    """The policy of this name; ValueError as ``check_policy_name``.
+
+    choices  ladder indices that the gate speaks of. curve: what is known of the model's answers.
+    """
     width = check_policy_name(name, len(times.table.widths))
     if width is not None:
         return Fixed(width, times)
     if name == "gate_slack":
-        return GateSlack(choices, times)
+        return GateSlack(choices, times, curve)
     if name == "gate":
         return Gate()
     if name == "slackfit":

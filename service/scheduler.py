@@ -117,6 +117,7 @@ class Scheduler:
         self._policy, self._times, self._workers = policy, times, workers
         widths = len(times.table.widths)
         self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom)
+        self._backlog.unasked, self._backlog.look_s = policy.unasked, policy.look_s
         self._renewed_s = -math.inf
         self._trunk_images = times.table.best_batch(None)
         self._body_images = [times.table.best_batch(width) for width in range(widths)]
@@ -205,7 +206,7 @@ class Scheduler:
             self._renewed_s = now_s
             self._times.age(now_s)
             self._policy.renew(self._times)
-            self._backlog.costs = self._times.costs()
+            self._backlog.costs, self._backlog.unasked = self._times.costs(), self._policy.unasked
 
     def prune(self, now_s: float) -> Selection:
         """Drop every dead entry wherever it stands; called when the queue looks full."""
@@ -286,7 +287,13 @@ class Scheduler:
         if plan is None:
             images = self._in_time(queue, now_s, None, min(self._trunk_images, share))
             return Batch(Step.TRUNK, None, queue.take(images, lambda _: True))
-        return self._form_whole(queue, plan.width, min(plan.images, share) if self._policy.is_fair else plan.images)
+        if not self._policy.asks_gate:
+            return self._form_whole(queue, plan.width, min(plan.images, share) if self._policy.is_fair else plan.images)
+        left_s = first.deadline_s - now_s
+        width = next((w for w in range(plan.width, 0, -1) if self._batch_s(Step.WHOLE, w, 1) <= left_s), 0)
+        limit = min(plan.images, share, len(queue))
+        images = next((n for n in range(limit, 1, -1) if self._batch_s(Step.WHOLE, width, n) <= left_s), 1)
+        return self._form_whole(queue, width, images)
 
     def _form_body(self, queue: _Queue, now_s: float, price: int, share: int) -> Batch:
         """The first entry, and those that are served at the same width now."""

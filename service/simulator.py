@@ -24,7 +24,7 @@ from rich.table import Table
 
 from models.checkpoint import Checkpoint
 from service.app import load_checkpoints
-from service.hosting import build_engine, gate_decision, slice_facts
+from service.hosting import build_engine, curve_of, gate_decision, slice_facts
 from service.latency import LatencyTable, LiveTimes
 from service.policies import Policy, policy_named
 from service.profiling import ProfileKey, kept_profile
@@ -149,7 +149,8 @@ class Simulation:
 
     def _policy(self, name: str, setting: str = "policies", times: LiveTimes | None = None) -> Policy:
         try:
-            return policy_named(name, self.manifest.gate.choices, times or LiveTimes(self.machine.times))
+            curve = curve_of(self.manifest, gate_decision(self.manifest, self._settings))
+            return policy_named(name, self.manifest.gate.choices, times or LiveTimes(self.machine.times), curve)
         except ValueError as error:
             raise SettingError(f"setting {setting}, model {self.manifest.name}: {error}") from error
 

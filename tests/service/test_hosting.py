@@ -11,7 +11,7 @@ from models.checkpoint import Measured, load, resolve, save
 from models.transform import load_image
 from service.api.schemas import ModelInfo
 from service.app import load_checkpoints
-from service.hosting import chosen_device
+from service.hosting import chosen_device, curve_of
 from service.settings import SettingError
 
 IMAGES = [random_image(seed) for seed in range(100, 148)]
@@ -162,3 +162,26 @@ def test_the_start_logs_the_operating_point_in_use(resnet):
     _, log = resnet
     (ready,) = [call.kwargs for call in log.info.call_args_list if call.args == ("model_ready",)]
     assert (ready["model"], ready["operating_point"]) == ("resnet", 1)
+
+
+def test_the_curve_is_what_the_hold_out_says_less_what_the_point_asks(calibrated, tmp_path):
+    manifest = load(resolve(calibrated, "pointed")).manifest
+    assert curve_of(manifest, manifest.decision(1)) is None  # its slices were measured on the test split alone
+    net = tiny_net()
+    accuracy = [
+        (Measured(0.9, "test", 100), Measured(0.5 + width / 10, "hold-out", 100)) for width in range(len(net.ladder))
+    ]
+    gate = calibrated_gate(net)
+    save(tmp_path / "m" / "1", net, classes=CLASSES, input_spec=TINY_INPUT, accuracy=accuracy, gate=gate)
+    manifest = load(tmp_path / "m" / "1").manifest
+    decision = manifest.decision(1)
+    curve = curve_of(manifest, decision)
+    assert curve is not None
+    widest = len(net.ladder) - 1
+    assert curve.worth_L[widest] == pytest.approx(0.5 + widest / 10 - decision.lambda_)
+    assert curve.worth_L[0] == pytest.approx(0.5 - decision.lambda_ * decision.madds[0] / decision.madds[-1])
+    point = manifest.gate.operating_points[2]
+    worth, shares = curve.asked[2]
+    assert worth == pytest.approx(point.accuracy - decision.lambda_ * point.madds / decision.madds[-1])
+    assert shares == point.shares
+    assert curve_of(load(resolve(calibrated, "plain")).manifest, decision) is None

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scheduling import WIDTHS, Caller, look, push, times
 
-from service.policies import TOP, Fixed, Gate, GateSlack, MaxAcc, MaxBatch, Plan, SlackFit
+from service.policies import TOP, Curve, Fixed, Gate, GateSlack, MaxAcc, MaxBatch, Plan, SlackFit
 from service.request import Reason, Step, Window
 from service.routing import route
 from service.scheduler import Scheduler
@@ -17,7 +17,7 @@ def scheduler(policy=None, workers=1, headroom=1.0, **table):
 
 
 def slack(live):
-    return GateSlack((0, 1, 2), live)
+    return GateSlack((0, 1, 2), live, None)
 
 
 def names(batch):
@@ -187,6 +187,19 @@ def test_where_not_even_the_narrowest_is_in_time_nobody_is_asked():
         push(s, due_s=5.0)
     batch = s.next_batch(0.0).batch
     assert (batch.step, batch.width, batch.routes[0].reason) == (Step.WHOLE, 0, Reason.LOAD)
+
+
+@pytest.mark.parametrize(("left_s", "width", "images"), [(math.inf, 2, 3), (9.0, 2, 1), (4.9, 1, 1), (2.5, 0, 1)])
+def test_images_that_are_not_asked_keep_the_deadline_of_the_first(monkeypatch, left_s, width, images):
+    curve = Curve((0.8, 0.89, 0.9), ((0.85, (0.4, 0.3, 0.3)),))
+    s = scheduler(lambda live: GateSlack((0, 1, 2), live, curve), batch=4)
+    monkeypatch.setattr(s._backlog, "price", lambda *_: 1)  # the widest is worth most to all
+    push(s, deadline_s=left_s)
+    for _ in range(2):
+        push(s)
+    batch = s.next_batch(0.0).batch
+    assert (batch.step, batch.width, len(batch.entries)) == (Step.WHOLE, width, images)
+    assert {route.reason for route in batch.routes} == {Reason.LOAD}
 
 
 def test_cancelled_entries_are_dropped_not_computed():
