@@ -176,7 +176,8 @@ def unasked_widths(curve: Curve, choices: Sequence[int], body_s: Sequence[float]
         (worth, (LOOK_S + sum(share * body_s[w] for share, w in zip(shares, choices, strict=True))) / widest_s)
         for worth, shares in curve.asked
     ]
-    alike = [(worth, seconds / widest_s, width) for width, (worth, seconds) in enumerate(zip(curve.worth_L, body_s))]
+    times = [seconds / widest_s for seconds in body_s]
+    alike = list(zip(curve.worth_L, times, range(len(times)), strict=True))
     widths: list[int | None] = [None]
     for price in PRICES[1:-1]:
         gain, width = max((worth - price * time, -width) for worth, time, width in alike)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scheduling import WIDTHS, Caller, look, push, times
 
-from service.policies import TOP, Curve, Fixed, Gate, GateSlack, MaxAcc, MaxBatch, Plan, SlackFit
+from service.policies import ASK_UNTIL_TOP, TOP, Curve, Fixed, Gate, GateSlack, MaxAcc, MaxBatch, Plan, SlackFit
 from service.request import Reason, Step, Window
 from service.routing import route
 from service.scheduler import Scheduler
@@ -311,6 +311,7 @@ class Whim:
     """Anything a policy may say, drawn from a list."""
 
     name, asks_gate, is_priced, is_fair = "whim", True, True, True
+    unasked, look_s = ASK_UNTIL_TOP, 0.0
 
     def __init__(self, draws):
         self._draws, self._at = draws, 0
