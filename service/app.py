@@ -162,7 +162,7 @@ async def _warm_all(state: ServiceState, checkpoints: Mapping[str, Checkpoint]) 
     try:
         for name, checkpoint in checkpoints.items():
             warm = await loop.run_in_executor(pool, warm_up, checkpoint, state.settings, cancelled)
-            model = HostedModel(checkpoint.manifest, warm, state.settings, state.telemetry)
+            model = HostedModel(checkpoint.manifest, warm, state.settings, state.telemetry, state.overhead)
             heap.settle()
             state.models[name] = model
             log.info(

@@ -27,6 +27,7 @@ import structlog
 from service.engine.base import F32, Engine, Image
 from service.errors import BackendError, DeadlineExceededError, DrainingError, QueueFullError, SlicewiseError
 from service.execution import Execution, Looks
+from service.latency import Overhead
 from service.request import Entry, Route, Step, Window
 from service.scheduler import Scheduler, Selection
 from service.telemetry import ModelTelemetry, width_label
@@ -93,21 +94,24 @@ class Ticket:
 class Batcher:
     """Owns the queues and the worker slots of one model.
 
+    overhead  is told what batches take of the cores.
     capacity  images that are admitted at most; when more lie in the queues, some have lost their
               callers and are swept out.
     ahead     batches that wait ready-made for the next free worker, who then need not wait for the event loop.
     """
 
-    def __init__(  # the parts that it joins
+    def __init__(  # noqa: PLR0913, PLR0917  # the parts that it joins
         self,
         engine: Engine,
         scheduler: Scheduler,
         looks: Looks,
         telemetry: ModelTelemetry,
+        overhead: Overhead,
         capacity: int,
         ahead: int = 0,
     ) -> None:
         self._engine, self._scheduler, self._looks, self._telemetry = engine, scheduler, looks, telemetry
+        self._overhead = overhead
         self._capacity = capacity
         self._free = engine.workers + ahead
         self._pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="engine", initializer=_yield_to_others)
@@ -199,12 +203,14 @@ class Batcher:
 
     def _over(self, execution: Execution) -> None:
         """One batch is off its worker; whatever happened, its entries move on or are answered."""
+        batch = execution.batch
+        self._overhead.worked(execution.cpu_s, 0 if batch.step is Step.TRUNK else len(batch.entries))
+        self._overhead.learn(time.monotonic(), time.process_time())
         try:
             if execution.error is not None:
                 raise execution.error
-            self._finish[execution.batch.step](execution)
+            self._finish[batch.step](execution)
         except Exception as error:  # the engine is foreign code; its failure is this batch's answer
-            batch = execution.batch
             log.error(
                 "batch_failed", width=width_label(batch.width, "trunk"), images=len(batch.entries), exc_info=error
             )

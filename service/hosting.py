@@ -21,12 +21,12 @@ from service.engine.graphs import SessionFactory
 from service.engine.onnx import OnnxEngine
 from service.engine.torch_engine import TorchEngine
 from service.execution import Looks
-from service.latency import Lag, LatencyTable, LiveTimes
+from service.latency import Lag, LatencyTable, LiveTimes, Overhead
 from service.policies import F32, Curve, Policy, check_policy_name, policy_named
 from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once
 from service.request import Budget, Look, Route, SliceFacts, Timings, Window
 from service.scheduler import Scheduler
-from service.settings import SettingError, Settings
+from service.settings import SettingError, Settings, usable_cores
 from service.telemetry import ModelLabels, ModelTelemetry, Telemetry
 
 log = structlog.get_logger()
@@ -146,11 +146,14 @@ class HostedModel:
     """One model in service. Used on the event loop only.
 
     operating_point  index of the one in use; None where the greatest gate logit wins.
+    process          what images cost this process beside their batches.
 
     Raises SettingError when the model has no such operating point.
     """
 
-    def __init__(self, manifest: Manifest, warm: WarmEngine, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(
+        self, manifest: Manifest, warm: WarmEngine, settings: Settings, telemetry: Telemetry, process: Overhead
+    ) -> None:
         self.manifest, self.table = manifest, warm.table
         self.slices = slice_facts(manifest)
         default = manifest.gate.default_point
@@ -161,7 +164,8 @@ class HostedModel:
         self.workers, self.capacity = warm.engine.workers, settings.queue_capacity_images
         self.admitted = 0
         self.telemetry = ModelTelemetry(telemetry, ModelLabels(manifest.name, str(manifest.version)), self.slices)
-        times = LiveTimes(warm.table)
+        overhead = borne_by(warm.engine, process)
+        times = LiveTimes(warm.table, overhead)
         trunk_madds = manifest.slices[0].trunk_madds
         self.telemetry.describe(times, trunk_madds, self.capacity, settings.slo_target_ratio)
         telemetry.model_info.labels(
@@ -173,7 +177,7 @@ class HostedModel:
         self._scheduler, self._lag = Scheduler(policy, times, self.workers), Lag()
         looks = looks_of(policy, decision)
         ahead = 1 if warm.engine.device == "cpu" else 0  # where batches pay, what waits had better become a larger one
-        self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, self.capacity, ahead)
+        self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, overhead, self.capacity, ahead)
 
     @property
     def narrowest_s(self) -> float:
@@ -229,6 +233,14 @@ class HostedModel:
     def forget(self, ahead: Ahead) -> None:
         """An expected image will not come."""
         self._scheduler.forget(ahead.place)
+
+
+def borne_by(engine: Engine, process: Overhead) -> Overhead:
+    """The process's overhead where the engine's workers have no core less than there are; elsewhere one of its own.
+
+    With a core to spare, or on a GPU, what images cost around their batches takes nothing from the workers.
+    """
+    return process if engine.device == "cpu" and engine.workers >= usable_cores() else Overhead()
 
 
 def looks_of(policy: Policy, decision: GateDecision) -> Looks:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Worker seconds per image. trunk_s: trunk and gate. body_s: at every width, in ladder order."""
+    """Worker seconds per image. trunk_s: trunk, gate and overhead. body_s: at every width, in ladder order."""
 
     trunk_s: float
     body_s: tuple[float, ...]
@@ -158,10 +158,12 @@ class LiveTimes:
     """The table, corrected per queue by ``a n + b`` from the batches that ran. Not thread-safe.
 
     Plans ask far more often than batches end, so answers are kept until their queue learns or ages.
+
+    overhead  of images on the workers' cores; none when absent.
     """
 
-    def __init__(self, table: LatencyTable) -> None:
-        self.table = table
+    def __init__(self, table: LatencyTable, overhead: Overhead | None = None) -> None:
+        self.table, self._overhead = table, overhead or Overhead()
         queues = {width for width, _ in table.seconds_by_batch}
         self._corrections = {queue: _Correction(float(table.best_batch(queue))) for queue in queues}
         self._seconds: dict[int | None, dict[int, float]] = {queue: {} for queue in queues}
@@ -205,12 +207,56 @@ class LiveTimes:
     def costs(self) -> Costs:
         """Seconds per image where batches are as large as pays."""
         trunk = self.table.best_batch(None)
+        trunk_s = self.seconds(None, trunk) / trunk
         batches = [(width, self.table.best_batch(width)) for width in self.table.widths]
-        return Costs(self.seconds(None, trunk) / trunk, tuple(self.seconds(w, n) / n for w, n in batches))
+        body_s = tuple(self.seconds(width, images) / images for width, images in batches)
+        overhead_s = min(self._overhead.per_image_s, trunk_s + body_s[-1])
+        return Costs(trunk_s + overhead_s, body_s)
 
     def _forget(self, queue: int | None) -> None:
         self._seconds[queue].clear()
         self._alone_s.pop(queue, None)
+
+
+OVERHEAD_WINDOW_S, OVERHEAD_IMAGES = 0.25, 20
+"""How long is counted for one figure, and how many images it takes: among fewer, work that has nothing to do with them
+would be shared out."""
+OVERHEAD_SHARE = 0.25
+"""Of the newest figure in the estimate."""
+
+
+@dataclass(slots=True)
+class Overhead:
+    """What images cost this process beside their batches: HTTP, decoding, hand-overs. One for all its models.
+
+    Where workers have every core to themselves, that time is taken from theirs, and nobody but this knows of it
+    before it is spent. Not counted is what other processes take: it makes batches slower, which is learnt.
+
+    per_image_s  CPU seconds, smoothed; 0 where little happens.
+    """
+
+    per_image_s: float = 0.0
+    _began_s: float = -math.inf
+    _began_cpu_s: float = 0.0
+    _batches_cpu_s: float = 0.0
+    _images: int = 0
+
+    def worked(self, cpu_s: float, images: int) -> None:
+        """A batch took a worker so much of a core, and was the last one of so many images."""
+        self._batches_cpu_s += cpu_s
+        self._images += images
+
+    def learn(self, now_s: float, process_cpu_s: float) -> None:
+        """process_cpu_s: CPU time of all threads since the process began."""
+        if now_s - self._began_s < OVERHEAD_WINDOW_S:
+            return
+        if self._images >= OVERHEAD_IMAGES and now_s - self._began_s < 4 * OVERHEAD_WINDOW_S:
+            newest_s = max(0.0, process_cpu_s - self._began_cpu_s - self._batches_cpu_s) / self._images
+            self.per_image_s += OVERHEAD_SHARE * (newest_s - self.per_image_s)
+        else:
+            self.per_image_s = 0.0
+        self._began_s, self._began_cpu_s = now_s, process_cpu_s
+        self._batches_cpu_s, self._images = 0.0, 0
 
 
 LAG_MEMORY_IMAGES = 64.0

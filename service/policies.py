@@ -32,7 +32,8 @@ TOP = len(PRICES) - 1
 PRICES_PER_URGENCY = 2
 """How many prices one step of RFC 9218 urgency is worth: a factor of 2.25."""
 MIDDLE_URGENCY = 3
-ASK_UNTIL_TOP: tuple[int | None, ...] = (*(None,) * TOP, 0)
+Widths = tuple[int | None, ...]
+ASK_UNTIL_TOP: Widths = (*(None,) * TOP, 0)
 LOOK_S = 4e-4
 """What asking the gate costs beside its arithmetic: a second batch, and a second way through the event loop. Measured
 on a CPU, docs/adr/0014; next to nothing where bodies take tens of milliseconds."""
@@ -77,7 +78,7 @@ class Policy(Protocol):
     asks_gate: bool
     is_priced: bool
     is_fair: bool
-    unasked: Sequence[int | None]
+    unasked: Widths
     look_s: float
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
@@ -148,7 +149,7 @@ class GateSlack:
         body_s = times.costs().body_s
         seconds_G = np.take(body_s, self._choices)
         self._price_PG = np.multiply.outer(PRICES[:-1], seconds_G / seconds_G[-1])
-        self.unasked: Sequence[int | None] = ASK_UNTIL_TOP
+        self.unasked = ASK_UNTIL_TOP
         if self._curve is not None:
             self.unasked = unasked_widths(self._curve, self._choices.tolist(), body_s)
 
@@ -166,7 +167,7 @@ class GateSlack:
         return [Look(wish, (*widths, 0), best) for wish, widths, best in seen]
 
 
-def unasked_widths(curve: Curve, choices: Sequence[int], body_s: Sequence[float]) -> tuple[int | None, ...]:
+def unasked_widths(curve: Curve, choices: Sequence[int], body_s: Sequence[float]) -> Widths:
     """At every price the width that is worth most to the average image, None where asking the gate is worth more.
 
     body_s  seconds at every width. Without a price images are asked, at the top one they are not.

@@ -96,7 +96,7 @@ def swap(state: ServiceState, checkpoint: Checkpoint, warm: WarmEngine) -> None:
     old = state.models.get(name)
     if old is not None:  # gauges that know no version pass from one to the other
         old.telemetry.withdraw()
-    state.models[name] = HostedModel(checkpoint.manifest, warm, state.settings, state.telemetry)
+    state.models[name] = HostedModel(checkpoint.manifest, warm, state.settings, state.telemetry, state.overhead)
     if name not in state.served:
         state.served.append(name)
     if old is not None:

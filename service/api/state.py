@@ -14,6 +14,7 @@ from starlette.requests import Request
 from service.api.key_file import KeyFile
 from service.errors import DrainingError, LoadingError, NotFoundError, QueueFullError
 from service.hosting import HostedModel
+from service.latency import Overhead
 from service.pipeline import Pipeline
 from service.quota import Limit
 from service.settings import Settings
@@ -56,6 +57,7 @@ class ServiceState:
     body_bytes  held by their bodies.
     keys        of clients, None where nobody is asked for one.
     quotas      what clients have left, None where nobody has a quota; limit: of clients whose key names none.
+    overhead    of images, on the cores of this process.
     parser      one thread for large bodies of JSON: what is made of them takes up to 30 times their size, so one
                 at a time, and Python would not parse two at once anyway.
     """
@@ -70,6 +72,7 @@ class ServiceState:
     models: dict[str, HostedModel] = field(default_factory=dict)
     retiring: dict[HostedModel, asyncio.Task[None]] = field(default_factory=dict)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    overhead: Overhead = field(default_factory=Overhead)
     parser: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="parse"))
     draining: bool = False
     failed: bool = False

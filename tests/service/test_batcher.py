@@ -11,7 +11,7 @@ import pytest
 from service.batcher import WORKER_NICENESS, Batcher, Order
 from service.engine.base import TrunkResult
 from service.errors import BackendError, DeadlineExceededError, DrainingError
-from service.latency import LatencyTable, LiveTimes
+from service.latency import LatencyTable, LiveTimes, Overhead
 from service.policies import Gate
 from service.request import SliceFacts, Window
 from service.scheduler import Scheduler
@@ -67,7 +67,7 @@ class Harness:
         self.telemetry = Telemetry()
         model = ModelTelemetry(self.telemetry, ModelLabels("m", "1"), SLICES)
         model._trunk_madds = TRUNK_MADDS  # what describe() takes from the manifest
-        self.engine = engine
+        self.engine, self.overhead = engine, Overhead()
         policy = Gate()
         self.scheduler = Scheduler(policy, LiveTimes(table(limit)), engine.workers)
 
@@ -75,7 +75,7 @@ class Harness:
             wish_N = wish(logits_NG)
             return policy.looks(logits_NG, wish_N, wish_N)
 
-        self.batcher = Batcher(engine, self.scheduler, looks, model, capacity)
+        self.batcher = Batcher(engine, self.scheduler, looks, model, self.overhead, capacity)
 
     def submit(self, value, *, forced=None, deadline_s=math.inf, spend=None):
         now_s, window = time.monotonic(), Window(0, 1, forced)

@@ -11,8 +11,9 @@ from models.checkpoint import Measured, load, resolve, save
 from models.transform import load_image
 from service.api.schemas import ModelInfo
 from service.app import load_checkpoints
-from service.hosting import chosen_device, curve_of
-from service.settings import SettingError
+from service.hosting import borne_by, chosen_device, curve_of
+from service.latency import Overhead
+from service.settings import SettingError, usable_cores
 
 IMAGES = [random_image(seed) for seed in range(100, 148)]
 CLEAR_MARGIN = 1e-3
@@ -185,3 +186,9 @@ def test_the_curve_is_what_the_hold_out_says_less_what_the_point_asks(calibrated
     assert worth == pytest.approx(point.accuracy - decision.lambda_ * point.madds / decision.madds[-1])
     assert shares == point.shares
     assert curve_of(load(resolve(calibrated, "plain")).manifest, decision) is None
+
+
+@pytest.mark.parametrize(("device", "spare", "is_borne"), [("cpu", 0, True), ("cpu", 1, False), ("cuda", 0, False)])
+def test_workers_bear_the_overhead_where_they_have_no_core_less_than_there_are(device, spare, is_borne):
+    engine, process = Mock(device=device, workers=usable_cores() - spare), Overhead()
+    assert (borne_by(engine, process) is process) == is_borne

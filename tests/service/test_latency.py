@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.latency import Costs, Lag, LatencyTable, LiveTimes
+from service.latency import Costs, Lag, LatencyTable, LiveTimes, Overhead
 
 TIMES = {(None, 1): 0.5, (None, 4): 1.0, (0, 1): 1.0, (0, 2): 1.5, (0, 8): 4.5, (1, 1): 2.0, (1, 2): 4.0, (1, 4): 9.0}
 TABLE = LatencyTable(TIMES)
@@ -169,3 +169,47 @@ def test_a_steady_lag_is_learnt():
         lag.learn(0.004, at * 1e-3)
     assert lag.mean_s == pytest.approx(0.004)
     assert lag.allowance_s(0.999) == pytest.approx(0.004, rel=1e-3)
+
+
+def overhead_of(windows, images=100):
+    """Windows of a quarter of a second: CPU seconds of the process and of its batches in each."""
+    overhead, cpu_s = Overhead(), 0.0
+    overhead.learn(0.0, 0.0)
+    for at, (process_s, batches_s) in enumerate(windows, 1):
+        for _ in range(images):
+            overhead.worked(batches_s / images, 1)
+        cpu_s += process_s
+        overhead.learn(at * 0.25, cpu_s)
+    return overhead
+
+
+def test_the_overhead_is_what_the_process_spends_beside_its_batches_per_image():
+    assert overhead_of([(0.4, 0.25)] * 50).per_image_s == pytest.approx(0.15 / 100)
+
+
+@given(st.lists(st.tuples(st.floats(0, 4), st.floats(0, 4)), min_size=1, max_size=40))
+def test_the_overhead_is_within_what_was_seen(windows):
+    seen = [max(0.0, process_s - batches_s) / 100 for process_s, batches_s in windows]
+    assert 0 <= overhead_of(windows).per_image_s <= max(seen) + 1e-9
+
+
+def test_among_a_few_images_nothing_is_shared_out():
+    """A scrape of the metrics between two images is not what an image costs."""
+    assert overhead_of([(0.4, 0.25)] * 50, images=2).per_image_s == 0.0
+
+
+def test_a_pause_ends_what_was_known():
+    overhead = overhead_of([(0.4, 0.25)] * 50)
+    overhead.worked(0.01, 100)
+    overhead.learn(50 * 0.25 + 60, 100.0)
+    assert overhead.per_image_s == 0.0
+
+
+def test_the_overhead_is_planned_for_as_worker_time_up_to_that_of_the_widest_network():
+    overhead = Overhead()
+    times = LiveTimes(TABLE, overhead)
+    bare = times.costs()
+    overhead.per_image_s = 0.125
+    assert times.costs() == Costs(bare.trunk_s + 0.125, bare.body_s)
+    overhead.per_image_s = 1e3
+    assert times.costs() == Costs(2 * bare.trunk_s + bare.body_s[-1], bare.body_s)
