@@ -12,22 +12,18 @@ deadline clamp it, and images join it whose clamped width is the same.
 from __future__ import annotations
 
 import math
-from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 
 from service.backlog import Backlog
 from service.latency import LiveTimes
 from service.policies import PRICES, Policy
+from service.queues import Queue
 from service.request import Batch, Entry, Reason, Route, Step, Window
 from service.routing import route
 
-SCAN_IMAGES = 128
-"""How far behind the first image others are looked for that may run with it."""
-URGENCIES = 8
-"""Of RFC 9218: 0 to 7."""
 RENEW_S = 0.25
 """How often plans follow what was learnt of the times."""
 HEADROOM = 0.15
@@ -48,64 +44,6 @@ class Selection:
     expired: list[Entry] = field(default_factory=list)
 
 
-class _Queue:
-    """Entries in the order in which they are due; equal ones in the order of arrival.
-
-    items  due_s, number of arrival, entry. Only read from outside: a list is asked faster than a method.
-    """
-
-    def __init__(self, step: Step, arrivals: Iterator[int]) -> None:
-        self.step, self._arrivals = step, arrivals
-        self.items: list[tuple[float, int, Entry]] = []
-        self._urgencies = [0] * URGENCIES  # how many entries of each
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Entry]:
-        return (entry for _, _, entry in self.items)
-
-    @property
-    def first(self) -> Entry:
-        return self.items[0][2]
-
-    def has_less_urgent(self, urgency: int) -> bool:
-        return any(self._urgencies[urgency + 1 :])
-
-    def push(self, entry: Entry) -> None:
-        self._urgencies[entry.urgency] += 1
-        insort(self.items, (entry.due_s, next(self._arrivals), entry))
-
-    def pop(self) -> Entry:
-        entry = self.items.pop(0)[2]
-        self._urgencies[entry.urgency] -= 1
-        return entry
-
-    def remove(self, entries: Collection[Entry]) -> None:
-        if not entries:
-            return
-        gone = set(map(id, entries))
-        self.items = [item for item in self.items if id(item[2]) not in gone]
-        self._urgencies = [0] * URGENCIES
-        for entry in self:
-            self._urgencies[entry.urgency] += 1
-
-    def take(self, limit: int, joins: Callable[[Entry], bool]) -> tuple[Entry, ...]:
-        """Remove those of the first entries that somebody waits for and that may join, ``limit`` at most."""
-        taken, left = [], []
-        for item in islice(self.items, SCAN_IMAGES):
-            entry = item[2]
-            if joins(entry) and not entry.abandoned():
-                self._urgencies[entry.urgency] -= 1
-                taken.append(entry)
-                if len(taken) == limit:
-                    break
-            else:
-                left.append(item)
-        self.items[: len(taken) + len(left)] = left  # one move of all that are behind
-        return tuple(taken)
-
-
 class Scheduler:
     """Queues of one model. Not thread-safe: called on the event loop only.
 
@@ -123,8 +61,8 @@ class Scheduler:
         self._body_images = [times.table.best_batch(width) for width in range(widths)]
         self._whole_images = [times.table.best_whole_batch(width) for width in range(widths)]
         arrivals = count()
-        self._unseen, self._seen = _Queue(Step.TRUNK, arrivals), _Queue(Step.BODY, arrivals)
-        self._forced = [_Queue(Step.WHOLE, arrivals) for _ in range(widths)]
+        self._unseen, self._seen = Queue(Step.TRUNK, arrivals), Queue(Step.BODY, arrivals)
+        self._forced = [Queue(Step.WHOLE, arrivals) for _ in range(widths)]
         self._queues = [self._unseen, self._seen, *self._forced]
         self._busy_until_s: dict[int, float] = {}
         self._ends_s: list[float] | None = None
@@ -274,7 +212,7 @@ class Scheduler:
             queue.remove(list(queue))
         return entries
 
-    def _form(self, queue: _Queue, now_s: float, price: int, share: int) -> Batch:
+    def _form(self, queue: Queue, now_s: float, price: int, share: int) -> Batch:
         """A batch that the first image of this queue leads. share: so many images leave no other free worker idle."""
         first = queue.first
         if queue.step is Step.BODY:
@@ -295,7 +233,7 @@ class Scheduler:
         images = next((n for n in range(limit, 1, -1) if self._batch_s(Step.WHOLE, width, n) <= left_s), 1)
         return self._form_whole(queue, width, images)
 
-    def _form_body(self, queue: _Queue, now_s: float, price: int, share: int) -> Batch:
+    def _form_body(self, queue: Queue, now_s: float, price: int, share: int) -> Batch:
         """The first entry, and those that are served at the same width now."""
         after, alone_s = self._policy.after, self._times.alone_s
 
@@ -334,7 +272,7 @@ class Scheduler:
         images = len(entries)
         return best if self._times.seconds(best, images) <= self._times.seconds(width, images) else width
 
-    def _form_whole(self, queue: _Queue, proposal: int, images: int) -> Batch:
+    def _form_whole(self, queue: Queue, proposal: int, images: int) -> Batch:
         """The first entry, and up to ``images`` in all that the proposal comes to the same width for."""
         window = queue.first.window
         usual = self._unasked(window, proposal)
@@ -349,7 +287,7 @@ class Scheduler:
             return Route(found.width, Reason.LOAD, None)
         return found
 
-    def _in_time(self, queue: _Queue, now_s: float, width: int | None, limit: int) -> int:
+    def _in_time(self, queue: Queue, now_s: float, width: int | None, limit: int) -> int:
         """How many images may run together so that the first is not late because of the others; at least 1.
 
         width  of the body; None: of a trunk, and time is left for the first image's narrowest body behind it.

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from service.latency import LatencyTable, LiveTimes
-from service.policies import TOP
+from service.policies import TOP, Gate, GateSlack
 from service.request import Entry, Look, Window
 from service.scheduler import Scheduler
 
@@ -55,3 +55,12 @@ def make_entry(due_s=100.0, deadline_s=math.inf, window=None, caller=None, **fie
     return Entry(
         caller or Caller(), fields.pop("name", None), window, 0.0, min(due_s, deadline_s), 0.0, deadline_s, **fields
     )
+
+
+def scheduler(policy=None, workers=1, headroom=1.0, **table):
+    live = times(**table)
+    return Scheduler((policy or (lambda _: Gate()))(live), live, workers, headroom)
+
+
+def slack(live):
+    return GateSlack((0, 1, 2), live, None)
