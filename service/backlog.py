@@ -51,7 +51,7 @@ TYPICAL_MEMORY = 0.995
 class _Plan:
     """Sums of one moment.
 
-    free_s   when each worker is done with what it has.
+    first_free_s, free_sum_s: when workers are done with what they have, the first of them and the sum over all.
     price    the lowest that is feasible.
     is_calm  what waits is so little, even at no price, that it does not matter how much comes.
     due_s    of every image that waits, ascending; used_s: work due no later, at the top price.
@@ -60,7 +60,8 @@ class _Plan:
     """
 
     made_s: float = -math.inf
-    free_s: list[float] = field(default_factory=list)
+    first_free_s: float = 0.0
+    free_sum_s: float = 0.0
     price: int = 0
     is_calm: bool = True
     due_s: Sequence[float] = ()
@@ -138,6 +139,18 @@ class _Many:
         return np.maximum(used_N + (self._workers - 1) / 2 * cost_N, self._workers * cost_N)
 
 
+def _lowest(top: int, guess: int, fits: Callable[[int], bool]) -> int:
+    """The lowest price from 1 on that fits, given that no image takes longer at a higher one; ``top`` is not asked.
+
+    guess  what it was a moment ago: then it is asked of two prices instead of five.
+    """
+    if guess < top and not fits(guess):
+        return bisect_left(range(top), True, lo=guess + 1, key=fits)
+    if guess == 1 or not fits(guess - 1):
+        return guess
+    return bisect_left(range(guess - 1), True, lo=1, key=fits)
+
+
 class Backlog:
     """Told of every image that comes, is seen and goes. Not thread-safe.
 
@@ -204,18 +217,28 @@ class Backlog:
         self._seen[slot], self._needs_trunk[slot] = True, False
         self._plan.changes += 1
 
-    def begin(self, slot: int) -> None:
-        """A worker has taken the image for its trunk; its body is still to come."""
-        self._needs_trunk[slot] = False
-        self._plan.changes += 1
+    def begin(self, *slots: int) -> None:
+        """A worker has taken these images for their trunks; their bodies are still to come."""
+        for slot in slots:
+            self._needs_trunk[slot] = False
+        self._plan.changes += len(slots)
 
-    def remove(self, slot: int) -> None:
-        """The image waits no more."""
-        at = self._slots.index(slot, bisect_left(self._slots_due_s, self._due_s[slot]))
-        del self._slots[at], self._slots_due_s[at]
-        self._least_sum_s = self._least_sum_s - self._least_s[slot] if self._slots else 0.0
-        self._unused.append(slot)
-        self._plan.changes += 1
+    def remove(self, *slots: int) -> None:
+        """These images wait no more."""
+        images, at = len(slots), self._place_of(slots[0])
+        if self._slots[at : at + images].tolist() == [*slots]:  # one move of all that are behind
+            del self._slots[at : at + images], self._slots_due_s[at : at + images]
+        else:
+            for slot in slots:
+                at = self._place_of(slot)
+                del self._slots[at], self._slots_due_s[at]
+        gone_s = sum([self._least_s[slot] for slot in slots])
+        self._least_sum_s = self._least_sum_s - gone_s if self._slots else 0.0
+        self._unused.extend(slots)
+        self._plan.changes += images
+
+    def _place_of(self, slot: int) -> int:
+        return self._slots.index(slot, bisect_left(self._slots_due_s, self._due_s[slot]))
 
     def price(self, now_s: float, busy_until_s: Sequence[float]) -> int:
         """The lowest price at which what waits is in time and what is expected can be kept up with."""
@@ -237,33 +260,36 @@ class Backlog:
     def finish_s(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> float:
         """When an image that is due then and comes now would be finished, everything at its narrowest width."""
         plan = self._current_plan(now_s, busy_until_s)
-        at = bisect_right(plan.due_s, due_s)
-        used_s = plan.used_s[at - 1] if at else 0.0
-        before = bisect_right(plan.added_due_s, due_s)
-        if 2 * before < len(plan.added_s):  # whichever is the shorter sum
-            used_s += sum(plan.added_s[:before])
-        else:
-            used_s += plan.added_sum_s - sum(plan.added_s[before:])
-        own_s = self._own_s(lo)
-        behind_all_s = (sum(plan.free_s) + used_s + (self._workers + 1) / 2 * own_s) / self._workers
-        return max(behind_all_s, min(plan.free_s) + own_s)  # no image is split between workers
+        return self._finish_s(plan, bisect_right(plan.due_s, due_s), due_s, self._own_s(lo))
 
     def missing(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> tuple[float, float]:
         """What keeps one more image from being in time, or would make another late that was promised to be in time.
 
         Worker seconds of work that would have to go, 0 or less when there is room; and by when that work is due.
         """
-        late_s = self._workers * (self.finish_s(now_s, due_s, lo, busy_until_s) - due_s)
-        plan, at = self._plan, bisect_right(self._plan.due_s, due_s)
-        if min(plan.free_s) + self._own_s(lo) > due_s:
+        plan, own_s = self._current_plan(now_s, busy_until_s), self._own_s(lo)
+        if plan.first_free_s + own_s > due_s:
             return math.inf, due_s  # late even alone
+        at = bisect_right(plan.due_s, due_s)
+        late_s = self._workers * (self._finish_s(plan, at, due_s, own_s) - due_s)
         if at == len(plan.room_s):
             return late_s, due_s
-        over_s = plan.added_sum_s + self._own_s(lo) - plan.room_s[at]
+        over_s = plan.added_sum_s + own_s - plan.room_s[at]
         if late_s > 0 or over_s <= 0:
             return max(late_s, over_s), due_s
         spoilt = bisect_right(plan.room_s, plan.room_s[at], lo=at) - 1
         return over_s, plan.due_s[spoilt]
+
+    def _finish_s(self, plan: _Plan, at: int, due_s: float, own_s: float) -> float:
+        """As ``finish_s``; at: how many of the planned images are due no later."""
+        used_s = plan.used_s[at - 1] if at else 0.0
+        before = bisect_right(plan.added_due_s, due_s)
+        if 2 * before < len(plan.added_s):  # whichever is the shorter sum
+            used_s += sum(plan.added_s[:before])
+        else:
+            used_s += plan.added_sum_s - sum(plan.added_s[before:])
+        behind_all_s = (plan.free_sum_s + used_s + (self._workers + 1) / 2 * own_s) / self._workers
+        return max(behind_all_s, plan.first_free_s + own_s)  # no image is split between workers
 
     def _unseen_s(self, price: int) -> float:
         """What an image that nothing is known of will need behind its trunk."""
@@ -286,9 +312,10 @@ class Backlog:
         busy_s = sorted(free - now_s for free in free_s)
         sums: _Sums = (self._few if len(self) <= FEW_IMAGES else self._many)(now_s, busy_s)
         share, load, price = self._headroom * (1 + ROUNDING_SHARE), sums.load(0), 0
-        if load > share:  # no image takes longer at a higher price, so that halving finds the lowest
-            price = bisect_left(range(self._prices - 1), True, lo=1, key=lambda price: sums.load(price) <= share)
-        return _Plan(now_s, free_s, price, load <= CALM_SHARE * share, self._slots_due_s[:], *sums.narrowest())
+        if load > share:
+            price = _lowest(self._prices - 1, max(1, self._plan.price), lambda price: sums.load(price) <= share)
+        calm = load <= CALM_SHARE * share
+        return _Plan(now_s, min(free_s), sum(free_s), price, calm, self._slots_due_s[:], *sums.narrowest())
 
     def _few(self, now_s: float, busy_s: list[float]) -> _Few:
         spent_s = [0.0, *accumulate(busy_s)]

@@ -128,8 +128,8 @@ class Scheduler:
         batch = self._form(due_first, begins_s, price, -(-waiting // max(1, free)))
         self._busy_until_s[id(batch)] = begins_s + self._batch_s(batch.step, batch.width, len(batch.entries))
         self._ends_s = None
-        for entry in batch.entries:
-            (self._backlog.begin if batch.step is Step.TRUNK else self._backlog.remove)(entry.place)
+        places = [entry.place for entry in batch.entries]
+        (self._backlog.begin if batch.step is Step.TRUNK else self._backlog.remove)(*places)
         return Selection(batch, selection.cancelled, selection.expired)
 
     def finished(self, batch: Batch, now_s: float, trunk_s: float = 0.0, body_s: float = 0.0) -> None:

@@ -86,7 +86,7 @@ def test_a_few_images_are_planned_as_many_would_be(images, workers, busy_s, head
             patch.setattr(service.backlog, "FEW_IMAGES", few_images)
             plans.append(b._make_plan(now_s, [now_s + busy for busy in busy_s[:workers]]))
     many, few = plans
-    assert (few.price, few.is_calm, few.free_s) == (many.price, many.is_calm, many.free_s)
+    assert (few.price, few.is_calm) == (many.price, many.is_calm)
     for few_N, many_N in ((few.due_s, many.due_s), (few.used_s, many.used_s), (few.room_s, many.room_s)):
         assert list(few_N) == list(many_N)
 
@@ -232,3 +232,31 @@ def test_the_books_balance(events):
         assert b.price(0.0, []) in range(PRICES)
     assert len(set(slots)) == len(slots)
     assert math.isfinite(b.finish_s(0.0, 1e3, 0, []))
+
+
+@given(st.integers(1, 19), st.integers(1, 19))
+def test_the_lowest_price_is_found_whatever_it_was_before(lowest, guess):
+    """As bisection finds it, and with two questions where nothing has changed."""
+    asked = []
+
+    def fits(price):
+        assert 1 <= price < 19, "the top price always fits"
+        asked.append(price)
+        return price >= lowest
+
+    assert service.backlog._lowest(19, guess, fits) == lowest
+    assert len(asked) <= (2 if guess == lowest else 7)
+
+
+@pytest.mark.parametrize("together", [[0, 1, 2], [3, 1], [5], [5, 0, 3, 1, 4, 2]])
+def test_images_go_together_as_they_would_one_by_one(together):
+    one_by_one, at_once = backlog(), backlog()
+    for b in (one_by_one, at_once):
+        slots = [b.add(float(due_s), True, Window(0, 2)) for due_s in (1, 2, 2, 5, 6, 9)]
+    for number in together:
+        one_by_one.remove(slots[number])
+    at_once.remove(*(slots[number] for number in together))
+    assert list(at_once._slots) == list(one_by_one._slots)
+    assert list(at_once._slots_due_s) == list(one_by_one._slots_due_s)
+    assert at_once._least_sum_s == pytest.approx(one_by_one._least_sum_s)
+    assert at_once.finish_s(0.0, 20.0, 0, [0.0]) == pytest.approx(one_by_one.finish_s(0.0, 20.0, 0, [0.0]))
