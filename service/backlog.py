@@ -169,6 +169,7 @@ class Backlog:
         self.unasked: Sequence[int | None] = (*(None,) * (prices - 1), 0)
         self.look_s = 0.0
         self._due_s, self._hard, self._seen, self._needs_trunk = array("d"), bytearray(), bytearray(), bytearray()
+        self._may_ask = bytearray()  # neither seen nor forced
         self._lo, self._hi = bytearray(), bytearray()
         self._widths = bytearray()  # at every price, within lo..hi: [slot * prices + price]
         self._least_s, self._least_sum_s = array("d"), 0.0  # trunk and narrowest body, as they were expected to cost
@@ -197,7 +198,7 @@ class Backlog:
         slot = self._unused.pop()
         lo, hi = (window.lo, window.hi) if window.forced is None else (window.forced, window.forced)
         self._due_s[slot], self._hard[slot], self._seen[slot], self._needs_trunk[slot] = due_s, hard, False, True
-        self._lo[slot], self._hi[slot] = lo, hi
+        self._lo[slot], self._hi[slot], self._may_ask[slot] = lo, hi, window.forced is None
         at = bisect_right(self._slots_due_s, due_s)
         self._slots.insert(at, slot)
         self._slots_due_s.insert(at, due_s)
@@ -214,13 +215,13 @@ class Backlog:
         if lo > 0 or hi < len(body_s) - 1:
             widths_P = [min(max(width, lo), hi) for width in widths_P]
         self._widths[at : at + self._prices] = bytes(widths_P)
-        self._seen[slot], self._needs_trunk[slot] = True, False
+        self._seen[slot], self._needs_trunk[slot], self._may_ask[slot] = True, False, False
         self._plan.changes += 1
 
     def begin(self, *slots: int) -> None:
         """A worker has taken these images for their trunks; their bodies are still to come."""
-        for slot in slots:
-            self._needs_trunk[slot] = False
+        for slot in slots:  # what asking costs is being spent, too
+            self._needs_trunk[slot] = self._may_ask[slot] = False
         self._plan.changes += len(slots)
 
     def remove(self, *slots: int) -> None:
@@ -246,7 +247,7 @@ class Backlog:
         if plan.is_calm:
             return plan.price
         rate, trunk_s, workers = self.rate(now_s), self.costs.trunk_s, self._workers
-        lasting = (p for p in range(self._prices) if rate * (trunk_s + self._unseen_s(p)) <= workers)
+        lasting = (p for p in range(self._prices) if rate * (trunk_s + sum(self._unseen_s(p))) <= workers)
         return max(plan.price, next(lasting, self._prices - 1))
 
     def is_ample(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> bool:
@@ -291,10 +292,14 @@ class Backlog:
         behind_all_s = (plan.free_sum_s + used_s + (self._workers + 1) / 2 * own_s) / self._workers
         return max(behind_all_s, plan.first_free_s + own_s)  # no image is split between workers
 
-    def _unseen_s(self, price: int) -> float:
-        """What an image that nothing is known of will need behind its trunk."""
+    def still_s(self, slot: int) -> float:
+        """Worker seconds that an image still needs at its narrowest width."""
+        return self.costs.trunk_s * self._needs_trunk[slot] + self.costs.body_s[self._lo[slot]]
+
+    def _unseen_s(self, price: int) -> tuple[float, float]:
+        """What an image that nothing is known of will need behind its trunk: for its body, and for asking."""
         width = self.unasked[price]
-        return self._typical_P[price] + self.look_s if width is None else self.costs.body_s[width]
+        return (self._typical_P[price], self.look_s) if width is None else (self.costs.body_s[width], 0.0)
 
     def _own_s(self, lo: int) -> float:
         return self.costs.trunk_s + self.costs.body_s[lo]
@@ -328,23 +333,23 @@ class Backlog:
 
     def _few_costs(self, price: int) -> list[float]:
         """Worker seconds that each image still needs at a price."""
-        trunk_s, body_s, typical_s = self.costs.trunk_s, self.costs.body_s, self._unseen_s(price)
+        trunk_s, body_s, (typical_s, look_s) = self.costs.trunk_s, self.costs.body_s, self._unseen_s(price)
         column, costs_s = price % self._prices, []
         for slot in self._slots:
             if self._seen[slot]:
                 cost_s = body_s[self._widths[slot * self._prices + column]]
             else:
                 cost_s = min(max(typical_s, body_s[self._lo[slot]]), body_s[self._hi[slot]])
-            costs_s.append(cost_s + trunk_s if self._needs_trunk[slot] else cost_s)
+            costs_s.append(cost_s + trunk_s * self._needs_trunk[slot] + look_s * self._may_ask[slot])
         return costs_s
 
     def _many(self, now_s: float, busy_s: list[float]) -> _Many:
         slots_N, left_N = np.array(self._slots, np.intp), np.array(self._slots_due_s) - now_s
         free_N = np.searchsorted(busy_s, left_N)
         capacity_N = np.maximum(0.0, free_N * left_N - np.array([0.0, *accumulate(busy_s)])[free_N])
-        hard_N, seen_N, needs_trunk_N, lo_N, hi_N = (
+        hard_N, seen_N, needs_trunk_N, may_ask_N, lo_N, hi_N = (
             np.frombuffer(book, np.uint8).take(slots_N)
-            for book in (self._hard, self._seen, self._needs_trunk, self._lo, self._hi)
+            for book in (self._hard, self._seen, self._needs_trunk, self._may_ask, self._lo, self._hi)
         )
         body_L = np.array(self.costs.body_s)
         least_N, most_N, trunk_N = body_L.take(lo_N), body_L.take(hi_N), self.costs.trunk_s * needs_trunk_N
@@ -352,9 +357,10 @@ class Backlog:
 
         def costs(price: int) -> F64:
             width_N = np.frombuffer(self._widths, np.uint8).take(rows_N + price % self._prices)
-            typical_N = np.minimum(np.maximum(self._unseen_s(price), least_N), most_N)
+            typical_s, look_s = self._unseen_s(price)
+            typical_N = np.minimum(np.maximum(typical_s, least_N), most_N)
             cost_N: F64 = np.where(is_seen_N, body_L.take(width_N), typical_N) + trunk_N
-            return cost_N
+            return cost_N + look_s * may_ask_N if look_s else cost_N
 
         return _Many(costs, capacity_N, hard_N.astype(bool), self._workers)
 
@@ -373,6 +379,6 @@ class Backlog:
         self._unused = list(range(size + more - 1, size - 1, -1))
         for times in (self._due_s, self._least_s):
             times.frombytes(bytes(8 * more))
-        for book in (self._hard, self._seen, self._needs_trunk, self._lo, self._hi):
+        for book in (self._hard, self._seen, self._needs_trunk, self._may_ask, self._lo, self._hi):
             book.extend(bytes(more))
         self._widths.extend(bytes(more * self._prices))

@@ -22,7 +22,7 @@ from service.engine.onnx import OnnxEngine
 from service.engine.torch_engine import TorchEngine
 from service.execution import Looks
 from service.latency import Lag, LatencyTable, LiveTimes, Overhead
-from service.policies import F32, Curve, Policy, check_policy_name, policy_named
+from service.policies import F32, LOOK_S, Curve, Policy, check_policy_name, policy_named
 from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once
 from service.request import Budget, Look, Route, SliceFacts, Timings, Window
 from service.scheduler import Scheduler
@@ -164,20 +164,22 @@ class HostedModel:
         self.workers, self.capacity = warm.engine.workers, settings.queue_capacity_images
         self.admitted = 0
         self.telemetry = ModelTelemetry(telemetry, ModelLabels(manifest.name, str(manifest.version)), self.slices)
-        overhead = borne_by(warm.engine, process)
-        times = LiveTimes(warm.table, overhead)
+        is_cpu = warm.engine.device == "cpu"
+        times = LiveTimes(warm.table, process if takes_every_core(warm.engine) else None)
         trunk_madds = manifest.slices[0].trunk_madds
         self.telemetry.describe(times, trunk_madds, self.capacity, settings.slo_target_ratio)
         telemetry.model_info.labels(
             manifest.name, str(manifest.version), warm.engine.name, warm.engine.device, manifest.digest
         ).set(1)
         decision = gate_decision(manifest, settings)
-        policy = policy_named(settings.policy, manifest.gate.choices, times, curve_of(manifest, decision))
+        policy = policy_named(
+            settings.policy, manifest.gate.choices, times, curve_of(manifest, decision), LOOK_S if is_cpu else 0.0
+        )
         self.default_slo_s = settings.default_slo_ms / 1e3
         self._scheduler, self._lag = Scheduler(policy, times, self.workers), Lag()
         looks = looks_of(policy, decision)
-        ahead = 1 if warm.engine.device == "cpu" else 0  # where batches pay, what waits had better become a larger one
-        self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, overhead, self.capacity, ahead)
+        ahead = 1 if is_cpu else 0  # where batches pay, what waits had better become a larger one
+        self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, process, self.capacity, ahead)
 
     @property
     def narrowest_s(self) -> float:
@@ -235,12 +237,9 @@ class HostedModel:
         self._scheduler.forget(ahead.place)
 
 
-def borne_by(engine: Engine, process: Overhead) -> Overhead:
-    """The process's overhead where the engine's workers have no core less than there are; elsewhere one of its own.
-
-    With a core to spare, or on a GPU, what images cost around their batches takes nothing from the workers.
-    """
-    return process if engine.device == "cpu" and engine.workers >= usable_cores() else Overhead()
+def takes_every_core(engine: Engine) -> bool:
+    """Whether what images cost around their batches is taken from the workers: no core is left for it beside them."""
+    return engine.device == "cpu" and engine.workers >= usable_cores()
 
 
 def looks_of(policy: Policy, decision: GateDecision) -> Looks:

@@ -159,11 +159,11 @@ class LiveTimes:
 
     Plans ask far more often than batches end, so answers are kept until their queue learns or ages.
 
-    overhead  of images on the workers' cores; none when absent.
+    overhead  of images on the workers' cores; None where it takes nothing from the workers.
     """
 
     def __init__(self, table: LatencyTable, overhead: Overhead | None = None) -> None:
-        self.table, self._overhead = table, overhead or Overhead()
+        self.table, self._overhead, self._overhead_s = table, overhead, 0.0
         queues = {width for width, _ in table.seconds_by_batch}
         self._corrections = {queue: _Correction(float(table.best_batch(queue))) for queue in queues}
         self._seconds: dict[int | None, dict[int, float]] = {queue: {} for queue in queues}
@@ -177,7 +177,8 @@ class LiveTimes:
         self._forget(width)
 
     def age(self, now_s: float) -> None:
-        """Let old batches fade; to be called now and then, also when nothing runs."""
+        """Let old batches fade, and look up the overhead; to be called now and then, also when nothing runs."""
+        self._overhead_s = 0.0 if self._overhead is None else self._overhead.per_image_s(now_s)
         for queue, correction in self._corrections.items():
             correction.age(now_s)
             self._forget(queue)
@@ -210,8 +211,7 @@ class LiveTimes:
         trunk_s = self.seconds(None, trunk) / trunk
         batches = [(width, self.table.best_batch(width)) for width in self.table.widths]
         body_s = tuple(self.seconds(width, images) / images for width, images in batches)
-        overhead_s = min(self._overhead.per_image_s, trunk_s + body_s[-1])
-        return Costs(trunk_s + overhead_s, body_s)
+        return Costs(trunk_s + min(self._overhead_s, trunk_s + body_s[-1]), body_s)
 
     def _forget(self, queue: int | None) -> None:
         self._seconds[queue].clear()
@@ -223,40 +223,46 @@ OVERHEAD_WINDOW_S, OVERHEAD_IMAGES = 0.25, 20
 would be shared out."""
 OVERHEAD_SHARE = 0.25
 """Of the newest figure in the estimate."""
+OVERHEAD_MEMORY_S = 1.0
+"""Without a figure it is forgotten, so that a bad moment cannot keep images away for ever."""
 
 
 @dataclass(slots=True)
 class Overhead:
     """What images cost this process beside their batches: HTTP, decoding, hand-overs. One for all its models.
 
-    Where workers have every core to themselves, that time is taken from theirs, and nobody but this knows of it
-    before it is spent. Not counted is what other processes take: it makes batches slower, which is learnt.
-
-    per_image_s  CPU seconds, smoothed; 0 where little happens.
+    Where workers have every core, that time is taken from theirs. What has held up a batch is in the time that
+    the batch took, and learnt there; this is the rest: CPU time of the process beyond the time of its batches.
+    Not counted is what other processes take.
     """
 
-    per_image_s: float = 0.0
+    _per_image_s: float = 0.0  # below 0 where batches wait for cores more than the process uses them
     _began_s: float = -math.inf
     _began_cpu_s: float = 0.0
-    _batches_cpu_s: float = 0.0
+    _batches_s: float = 0.0
     _images: int = 0
 
-    def worked(self, cpu_s: float, images: int) -> None:
-        """A batch took a worker so much of a core, and was the last one of so many images."""
-        self._batches_cpu_s += cpu_s
+    def worked(self, seconds: float, images: int) -> None:
+        """A batch has held a worker so long, and was the last one of so many images."""
+        self._batches_s += seconds
         self._images += images
 
     def learn(self, now_s: float, process_cpu_s: float) -> None:
         """process_cpu_s: CPU time of all threads since the process began."""
-        if now_s - self._began_s < OVERHEAD_WINDOW_S:
+        window_s = now_s - self._began_s
+        if window_s < OVERHEAD_WINDOW_S:
             return
-        if self._images >= OVERHEAD_IMAGES and now_s - self._began_s < 4 * OVERHEAD_WINDOW_S:
-            newest_s = max(0.0, process_cpu_s - self._began_cpu_s - self._batches_cpu_s) / self._images
-            self.per_image_s += OVERHEAD_SHARE * (newest_s - self.per_image_s)
+        if self._images >= OVERHEAD_IMAGES and window_s < OVERHEAD_MEMORY_S:
+            newest_s = (process_cpu_s - self._began_cpu_s - self._batches_s) / self._images
+            self._per_image_s += OVERHEAD_SHARE * (newest_s - self._per_image_s)
         else:
-            self.per_image_s = 0.0
+            self._per_image_s = 0.0
         self._began_s, self._began_cpu_s = now_s, process_cpu_s
-        self._batches_cpu_s, self._images = 0.0, 0
+        self._batches_s, self._images = 0.0, 0
+
+    def per_image_s(self, now_s: float) -> float:
+        """CPU seconds, smoothed; 0 where little happens."""
+        return max(0.0, self._per_image_s) if now_s - self._began_s < OVERHEAD_MEMORY_S else 0.0
 
 
 LAG_MEMORY_IMAGES = 64.0

@@ -35,8 +35,8 @@ MIDDLE_URGENCY = 3
 Widths = tuple[int | None, ...]
 ASK_UNTIL_TOP: Widths = (*(None,) * TOP, 0)
 LOOK_S = 4e-4
-"""What asking the gate costs beside its arithmetic: a second batch, and a second way through the event loop. Measured
-on a CPU, docs/adr/0014; next to nothing where bodies take tens of milliseconds."""
+"""What asking the gate costs on a CPU beside its arithmetic: a second batch, and a second way through the event loop.
+docs/adr/0014."""
 MAX_BATCH = 16
 SLACKFIT_BUCKETS = 32
 """Ours: the paper does not state it."""
@@ -135,13 +135,13 @@ class GateSlack:
 
     choices  ladder indices that the gate speaks of, ascending.
     curve    None: nothing was measured, and the gate is asked at every price but the top one.
+    look_s   what asking costs beside trunk, gate and body.
     """
 
     name, asks_gate, is_priced, is_fair = "gate_slack", True, True, True
-    look_s = LOOK_S
 
-    def __init__(self, choices: Sequence[int], times: LiveTimes, curve: Curve | None) -> None:
-        self._choices, self._curve = np.asarray(choices), curve
+    def __init__(self, choices: Sequence[int], times: LiveTimes, curve: Curve | None, look_s: float) -> None:
+        self._choices, self._curve, self.look_s = np.asarray(choices), curve, look_s
         self._whole_images = [times.table.best_whole_batch(width) for width in times.table.widths]
         self.renew(times)
 
@@ -151,7 +151,7 @@ class GateSlack:
         self._price_PG = np.multiply.outer(PRICES[:-1], seconds_G / seconds_G[-1])
         self.unasked = ASK_UNTIL_TOP
         if self._curve is not None:
-            self.unasked = unasked_widths(self._curve, self._choices.tolist(), body_s)
+            self.unasked = unasked_widths(self._curve, self._choices.tolist(), body_s, self.look_s)
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
         width = self.unasked[price]
@@ -167,14 +167,14 @@ class GateSlack:
         return [Look(wish, (*widths, 0), best) for wish, widths, best in seen]
 
 
-def unasked_widths(curve: Curve, choices: Sequence[int], body_s: Sequence[float]) -> Widths:
+def unasked_widths(curve: Curve, choices: Sequence[int], body_s: Sequence[float], look_s: float) -> Widths:
     """At every price the width that is worth most to the average image, None where asking the gate is worth more.
 
-    body_s  seconds at every width. Without a price images are asked, at the top one they are not.
+    body_s  seconds at every width. look_s: of asking. Without a price images are asked, at the top one they are not.
     """
     widest_s = body_s[choices[-1]]
     asked = [
-        (worth, (LOOK_S + sum(share * body_s[w] for share, w in zip(shares, choices, strict=True))) / widest_s)
+        (worth, (look_s + sum(share * body_s[w] for share, w in zip(shares, choices, strict=True))) / widest_s)
         for worth, shares in curve.asked
     ]
     times = [seconds / widest_s for seconds in body_s]
@@ -319,16 +319,19 @@ def check_policy_name(name: str, widths: int) -> int | None:
     raise ValueError(f"policy is {name!r:.60}; allowed: {allowed}")
 
 
-def policy_named(name: str, choices: Sequence[int], times: LiveTimes, curve: Curve | None = None) -> Policy:
+def policy_named(
+    name: str, choices: Sequence[int], times: LiveTimes, curve: Curve | None = None, look_s: float = 0.0
+) -> Policy:
     """The policy of this name; ValueError as ``check_policy_name``.
 
     choices  ladder indices that the gate speaks of. curve: what is known of the model's answers.
+    look_s   what asking the gate costs beside trunk, gate and body.
     """
     width = check_policy_name(name, len(times.table.widths))
     if width is not None:
         return Fixed(width, times)
     if name == "gate_slack":
-        return GateSlack(choices, times, curve)
+        return GateSlack(choices, times, curve, look_s)
     if name == "gate":
         return Gate()
     if name == "slackfit":

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 from service.backlog import Backlog
 from service.latency import LiveTimes
-from service.policies import PRICES, Policy
+from service.policies import PRICES, Policy, priced
 from service.queues import Queue
 from service.request import Batch, Entry, Reason, Route, Step, Window
 from service.routing import route
@@ -47,13 +47,15 @@ class Selection:
 class Scheduler:
     """Queues of one model. Not thread-safe: called on the event loop only.
 
+    look_s  what asking the gate costs per image beside trunk, gate and body.
+
     Every image is announced with ``expect`` before its pixels are there, so that what is on its way
     counts; then pushed, or forgotten.
     """
 
     def __init__(self, policy: Policy, times: LiveTimes, workers: int, headroom: float = HEADROOM) -> None:
         self._policy, self._times, self._workers = policy, times, workers
-        widths = len(times.table.widths)
+        self.look_s, widths = policy.look_s, len(times.table.widths)
         self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom)
         self._backlog.unasked, self._backlog.look_s = policy.unasked, policy.look_s
         self._renewed_s = -math.inf
@@ -140,6 +142,10 @@ class Scheduler:
             self._times.learn(None, len(batch.entries), trunk_s, now_s)
         if body_s and batch.width is not None:
             self._times.learn(batch.width, len(batch.entries), body_s, now_s)
+        self._renew(now_s)
+
+    def _renew(self, now_s: float) -> None:
+        """Let plans follow what was learnt and what is forgotten."""
         if now_s - self._renewed_s > RENEW_S:
             self._renewed_s = now_s
             self._times.age(now_s)
@@ -165,6 +171,7 @@ class Scheduler:
 
     def make_room(self, now_s: float, deadline_s: float, window: Window, urgency: int) -> list[Entry] | None:
         """Give up less urgent images, as few as it takes for one more to be in time; None if that would not help."""
+        self._renew(now_s)  # where nothing is let in, no batch ends
         missing_s, until_s = self._missing(now_s, deadline_s, window)
         if missing_s <= 0:
             return []
@@ -173,7 +180,7 @@ class Scheduler:
         for entry in rivals:
             if missing_s <= 0:
                 break
-            missing_s -= self._least_s(entry)
+            missing_s -= self._backlog.still_s(entry.place)
             given_up.append(entry)
         if missing_s > 0:
             return None
@@ -221,17 +228,42 @@ class Scheduler:
             assert first.window.forced is not None, "only forced images wait here: this is a bug"
             limit = min(self._whole_images[first.window.forced], share)
             return self._form_whole(queue, 0, self._in_time(queue, now_s, first.window.forced, limit))
-        plan = self._policy.before(first.due_s - now_s, len(queue), price)
+        plan = self._policy.before(first.due_s - now_s, len(queue), priced(first.urgency, price))
         if plan is None:
+            unasked, urgency = self._policy.unasked, first.urgency
             images = self._in_time(queue, now_s, None, min(self._trunk_images, share))
-            return Batch(Step.TRUNK, None, queue.take(images, lambda _: True))
-        if not self._policy.asks_gate:
-            return self._form_whole(queue, plan.width, min(plan.images, share) if self._policy.is_fair else plan.images)
-        left_s = first.deadline_s - now_s
-        width = next((w for w in range(plan.width, 0, -1) if self._batch_s(Step.WHOLE, w, 1) <= left_s), 0)
-        limit = min(plan.images, share, len(queue))
+            asked = queue.take(images, lambda e: e.urgency == urgency or unasked[priced(e.urgency, price)] is None)
+            return Batch(Step.TRUNK, None, asked)
+        if self._policy.asks_gate:
+            return self._form_unasked(queue, now_s, price, plan.width, share)
+        return self._form_whole(queue, plan.width, min(plan.images, share) if self._policy.is_fair else plan.images)
+
+    def _form_unasked(self, queue: Queue, now_s: float, price: int, proposal: int, share: int) -> Batch:
+        """The first entry, for which this is proposed unseen, and those that are served at the same width now."""
+        unasked, urgency = self._policy.unasked, queue.first.urgency
+
+        def proposed(entry: Entry) -> int | None:
+            return proposal if entry.urgency == urgency else unasked[priced(entry.urgency, price)]
+
+        def routed(entry: Entry) -> Route:
+            unseen, left_s = proposed(entry), entry.deadline_s - now_s
+            assert unseen is not None, "who is asked does not join: this is a bug"
+            return self._unasked(entry.window, unseen, lambda width: self._batch_s(Step.WHOLE, width, 1) <= left_s)
+
+        def joins(entry: Entry) -> bool:
+            unseen = proposed(entry)
+            if unseen is None:
+                return False
+            most = _clamped(unseen, entry.window)
+            if most == entry.window.lo or entry.deadline_s == math.inf:
+                return most == width  # no deadline moves it
+            return most >= width and routed(entry).width == width
+
+        width, left_s = routed(queue.first).width, queue.first.deadline_s - now_s
+        limit = min(self._whole_images[width], share, len(queue))
         images = next((n for n in range(limit, 1, -1) if self._batch_s(Step.WHOLE, width, n) <= left_s), 1)
-        return self._form_whole(queue, width, images)
+        entries = queue.take(images, joins)
+        return Batch(Step.WHOLE, width, entries, tuple(map(routed, entries)))
 
     def _form_body(self, queue: Queue, now_s: float, price: int, share: int) -> Batch:
         """The first entry, and those that are served at the same width now."""
@@ -275,14 +307,14 @@ class Scheduler:
     def _form_whole(self, queue: Queue, proposal: int, images: int) -> Batch:
         """The first entry, and up to ``images`` in all that the proposal comes to the same width for."""
         window = queue.first.window
-        usual = self._unasked(window, proposal)
+        usual = self._unasked(window, proposal, _always)
         entries = queue.take(images, lambda entry: _clamped(proposal, entry.window) == usual.width)
-        routes = (usual if e.window == window else self._unasked(e.window, proposal) for e in entries)
+        routes = (usual if e.window == window else self._unasked(e.window, proposal, _always) for e in entries)
         return Batch(Step.WHOLE, usual.width, entries, tuple(routes))
 
-    def _unasked(self, window: Window, width: int) -> Route:
-        """The width of an image that nothing is known of. Where the gate would be asked but for load, load is why."""
-        found = route(window, None, width, lambda _: True)
+    def _unasked(self, window: Window, proposal: int, fits: Callable[[int], bool]) -> Route:
+        """The slice of an image that nothing is known of. Where the gate would be asked but for load, load is why."""
+        found = route(window, None, proposal, fits)
         if found.reason is Reason.POLICY and self._policy.asks_gate:
             return Route(found.width, Reason.LOAD, None)
         return found
@@ -325,6 +357,10 @@ class Scheduler:
         else:
             return False
         return True
+
+
+def _always(_: int) -> bool:
+    return True
 
 
 def _clamped(proposal: int, window: Window) -> int:

@@ -21,9 +21,11 @@ import numpy as np
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
+from models.checkpoint import Manifest
 from service.app import load_checkpoints
+from service.hosting import curve_of, gate_decision
 from service.latency import LatencyTable, LiveTimes
-from service.policies import Policy, policy_named
+from service.policies import LOOK_S, Policy, policy_named
 from service.request import Batch, Entry, Look, Step, Window
 from service.scheduler import Scheduler
 from service.settings import SettingError, Settings, usable_cores
@@ -124,10 +126,10 @@ def _looks(policy: Policy, choices: int) -> list[Look]:
     return policy.looks(p_NG, wish_N, wish_N)
 
 
-def _measure(name: str, choices: tuple[int, ...], table: LatencyTable, settings: SchedulerSettings) -> float:
+def _measure(name: str, manifest: Manifest, table: LatencyTable, settings: SchedulerSettings) -> float:
     """Microseconds per image under one policy, the median of the rounds. Raises ValueError for a name that is none."""
-    times = LiveTimes(table)
-    policy = policy_named(name, choices, times)
+    times, choices = LiveTimes(table), manifest.gate.choices
+    policy = policy_named(name, choices, times, curve_of(manifest, gate_decision(manifest, settings)), LOOK_S)
     workers, looks = settings.workers or usable_cores(), _looks(policy, len(choices))
     bench, spent_us = _Bench(policy, times, workers, looks, settings.waiting), []
     bench.run(settings.images)
@@ -142,9 +144,8 @@ def study(settings: SchedulerSettings, say: Callable[[str], object]) -> None:
     """Measure the first model's table under every policy. Raises SettingError."""
     checkpoint = next(iter(load_checkpoints(settings).values()))
     _, table = profiled_times(checkpoint, settings)
-    choices = checkpoint.manifest.gate.choices
     try:
-        found = {name: _measure(name, choices, table, settings) for name in settings.policies}
+        found = {name: _measure(name, checkpoint.manifest, table, settings) for name in settings.policies}
     except ValueError as error:
         raise SettingError(f"setting policies: {error}") from error
     workers = settings.workers or usable_cores()

@@ -86,10 +86,13 @@ class Machine:
     look_s: float = 0.0
 
     def batch_s(self, step: Step, width: int | None, images: int) -> tuple[float, float]:
-        """Seconds of the trunk's and of the body's part of a batch."""
-        around_s = self.overhead_s + (self.look_s if step is Step.TRUNK else 0.0)
-        trunk_s = 0.0 if step is Step.BODY else self.times.seconds(None, images) + around_s * images
+        """Seconds of the trunk's and of the body's part of a batch, but for what asking costs."""
+        trunk_s = 0.0 if step is Step.BODY else self.times.seconds(None, images) + self.overhead_s * images
         return trunk_s, 0.0 if width is None else self.times.seconds(width, images)
+
+    def asking_s(self, step: Step, images: int) -> float:
+        """What a batch takes beside that; the scheduler knows of it and need not learn it."""
+        return self.look_s * images if step is Step.TRUNK else 0.0
 
 
 class _Caller:
@@ -166,7 +169,9 @@ class Run:
             if selection.batch is None:
                 return
             batch = selection.batch
-            end_s = now_s + sum(self._machine.batch_s(batch.step, batch.width, len(batch.entries)))
+            images = len(batch.entries)
+            end_s = now_s + self._machine.asking_s(batch.step, images)
+            end_s += sum(self._machine.batch_s(batch.step, batch.width, images))
             heapq.heappush(self._ends, (end_s, next(self._order), batch))
 
     def _finish(self, batch: Batch, now_s: float) -> None:

@@ -150,7 +150,9 @@ class Simulation:
     def _policy(self, name: str, setting: str = "policies", times: LiveTimes | None = None) -> Policy:
         try:
             curve = curve_of(self.manifest, gate_decision(self.manifest, self._settings))
-            return policy_named(name, self.manifest.gate.choices, times or LiveTimes(self.machine.times), curve)
+            return policy_named(
+                name, self.manifest.gate.choices, times or LiveTimes(self.machine.times), curve, self.machine.look_s
+            )
         except ValueError as error:
             raise SettingError(f"setting {setting}, model {self.manifest.name}: {error}") from error
 

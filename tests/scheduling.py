@@ -63,4 +63,4 @@ def scheduler(policy=None, workers=1, headroom=1.0, **table):
 
 
 def slack(live):
-    return GateSlack((0, 1, 2), live, None)
+    return GateSlack((0, 1, 2), live, None, 0.0)

@@ -28,7 +28,10 @@ const REASONS = {
   accuracy_floor: (wish) => `Raised to keep the accuracy floor${wish}.`,
   compute_budget: (wish) => `Narrowed to stay within the compute budget${wish}.`,
   latency_budget: (wish) => `Narrowed to answer within the latency budget${wish}.`,
-  load: (wish) => `Narrowed because the service is under load${wish}.`,
+  load: (wish) =>
+    wish === ""
+      ? "The service is under load: it chose for all images alike, without asking the gate."
+      : `Narrowed because the service is under load${wish}.`,
   widened: (wish) => `Widened, as it takes no longer${wish}.`,
   policy: () => "The service's policy chose it without asking the gate.",
   gate: () => "The gate looked at the image and chose it; nothing moved it.",

@@ -260,3 +260,25 @@ def test_images_go_together_as_they_would_one_by_one(together):
     assert list(at_once._slots_due_s) == list(one_by_one._slots_due_s)
     assert at_once._least_sum_s == pytest.approx(one_by_one._least_sum_s)
     assert at_once.finish_s(0.0, 20.0, 0, [0.0]) == pytest.approx(one_by_one.finish_s(0.0, 20.0, 0, [0.0]))
+
+
+def test_asking_is_planned_for_whatever_budgets_allow():
+    """Of images that nothing is known of, but for those that are never asked."""
+    b = backlog(headroom=1.0)
+    b.unasked, b.look_s = (None, None, 1, 0), 1.0
+    for window in (WINDOW, Window(0, 0), Window(2, 2), Window(1, 1, 1)):
+        b.add(100.0, False, window)
+    least_s = [COSTS.trunk_s + COSTS.body_s[width] for width in (0, 0, 2, 1)]
+    for few_images in (0, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.backlog, "FEW_IMAGES", few_images)
+            sums = (b._few if few_images else b._many)(0.0, [0.0])
+            assert sums.load(0) == pytest.approx((sum(least_s) + 3 * 1.0) / 100)
+            assert sums.load(2) == pytest.approx((sum(least_s) + 1.0) / 100)  # the first image's body is a wider one
+
+
+def test_a_given_up_image_frees_what_it_still_needs():
+    b = backlog()
+    waiting, begun = b.add(9.0, True, Window(1, 2)), b.add(9.0, True, WINDOW)
+    b.begin(begun)
+    assert (b.still_s(waiting), b.still_s(begun)) == (0.5 + 2.0, 1.0)

@@ -1,5 +1,7 @@
 """Served models whose gate has operating points, and an architecture that the service never names."""
 
+import math
+import time
 from unittest.mock import Mock
 
 import numpy as np
@@ -7,13 +9,16 @@ import pytest
 import torch
 from support import CLASSES, TINY_INPUT, calibrated_gate, random_image, tiny_net, tiny_resnet
 
+import service.hosting
 from models.checkpoint import Measured, load, resolve, save
 from models.transform import load_image
 from service.api.schemas import ModelInfo
 from service.app import load_checkpoints
-from service.hosting import borne_by, chosen_device, curve_of
-from service.latency import Overhead
-from service.settings import SettingError, usable_cores
+from service.hosting import HostedModel, WarmEngine, chosen_device, curve_of, takes_every_core
+from service.latency import LatencyTable, Overhead
+from service.request import Window
+from service.settings import SettingError, Settings, usable_cores
+from service.telemetry import Telemetry
 
 IMAGES = [random_image(seed) for seed in range(100, 148)]
 CLEAR_MARGIN = 1e-3
@@ -188,7 +193,21 @@ def test_the_curve_is_what_the_hold_out_says_less_what_the_point_asks(calibrated
     assert curve_of(load(resolve(calibrated, "plain")).manifest, decision) is None
 
 
-@pytest.mark.parametrize(("device", "spare", "is_borne"), [("cpu", 0, True), ("cpu", 1, False), ("cuda", 0, False)])
-def test_workers_bear_the_overhead_where_they_have_no_core_less_than_there_are(device, spare, is_borne):
-    engine, process = Mock(device=device, workers=usable_cores() - spare), Overhead()
-    assert (borne_by(engine, process) is process) == is_borne
+@pytest.mark.parametrize(("device", "spare", "every"), [("cpu", 0, True), ("cpu", 1, False), ("cuda", 0, False)])
+def test_an_engine_takes_every_core_unless_it_leaves_one_or_is_no_processor(device, spare, every):
+    assert takes_every_core(Mock(device=device, workers=usable_cores() - spare)) == every
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_plans_count_the_overhead_where_it_is_taken_from_the_workers(monkeypatch, calibrated, every):
+    """Told of by every engine's batches, whoever bears it."""
+    monkeypatch.setattr(service.hosting, "takes_every_core", lambda engine: every)
+    checkpoint, now_s, process = load(resolve(calibrated, "pointed")), time.monotonic(), Overhead()
+    warm = WarmEngine(Mock(device="cpu", workers=2), LatencyTable({(k, 1): 1.0 for k in (None, 0, 1, 2, 3)}))
+    model = HostedModel(checkpoint.manifest, warm, Settings(_cli_parse_args=[]), Telemetry(), process)
+    bare_s = model._scheduler.finish_s(now_s, math.inf, Window(0, 3))
+    process.learn(now_s, 0.0)
+    process.worked(0.0, 100)
+    process.learn(now_s + 0.5, 100 * 0.5)
+    model._scheduler.make_room(now_s + 0.5, math.inf, Window(0, 3), 3)
+    assert (model._scheduler.finish_s(now_s, math.inf, Window(0, 3)) > bare_s) == every

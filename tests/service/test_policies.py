@@ -38,7 +38,7 @@ worths = st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3)
 
 @given(worths)
 def test_a_higher_price_never_widens_and_no_price_is_the_wish(worth):
-    policy = GateSlack((0, 1, 2), times(), None)
+    policy = GateSlack((0, 1, 2), times(), None, 0.0)
     worth_NG = np.array([worth], np.float32)
     (seen,) = policy.looks(worth_NG, worth_NG.argmax(1), worth_NG.argmax(1))
     assert len(seen.widths) == len(PRICES)
@@ -48,7 +48,7 @@ def test_a_higher_price_never_widens_and_no_price_is_the_wish(worth):
 
 
 def test_at_a_price_each_image_takes_what_is_worth_most_to_it():
-    policy = GateSlack((0, 1, 2), times(), None)  # bodies of 1, 2 and 4 s: a quarter, a half and the whole price
+    policy = GateSlack((0, 1, 2), times(), None, 0.0)  # bodies of 1, 2 and 4 s: a quarter, a half and the whole price
     easy, hard = [0.90, 0.91, 0.92], [0.50, 0.60, 0.90]
     seen = policy.looks(np.array([easy, hard], np.float32), np.array([2, 2]), np.array([2, 2]))
     at = next(i for i, price in enumerate(PRICES) if price > 0.1)
@@ -56,7 +56,7 @@ def test_at_a_price_each_image_takes_what_is_worth_most_to_it():
 
 
 def test_choices_are_ladder_indices():
-    policy = GateSlack((0, 2), times(), None)
+    policy = GateSlack((0, 2), times(), None, 0.0)
     (seen,) = policy.looks(np.array([[0.1, 0.9]], np.float32), np.array([2]), np.array([2]))
     assert set(seen.widths) == {2, 0}
 
@@ -69,7 +69,7 @@ def test_urgency_moves_the_price_and_not_its_ends():
 
 
 def test_at_the_top_price_nobody_is_asked():
-    policy = GateSlack((0, 1, 2), LIVE, None)
+    policy = GateSlack((0, 1, 2), LIVE, None, 0.0)
     assert policy.before(1.0, 1, TOP - 1) is None
     assert policy.before(1.0, 1, TOP) == Plan(0, LIVE.table.best_whole_batch(0))
 
@@ -80,16 +80,16 @@ CURVE = Curve((0.80, 0.86, 0.90), ((0.90, (0.1, 0.1, 0.8)), (0.895, (0.4, 0.3, 0
 
 
 def test_images_are_asked_while_that_is_worth_its_time():
-    asked = [width is None for width in unasked_widths(CURVE, (0, 1, 2), LARGE)]
+    asked = [width is None for width in unasked_widths(CURVE, (0, 1, 2), LARGE, 4e-4)]
     assert asked[0]
     assert asked == sorted(asked, reverse=True)  # once not worth it, at no higher price
     assert 10 < sum(asked) < TOP
-    assert sum(width is None for width in unasked_widths(CURVE, (0, 1, 2), (0.0002, 0.0005, 0.001))) < sum(asked)
+    assert sum(width is None for width in unasked_widths(CURVE, (0, 1, 2), (0.0002, 0.0005, 0.001), 4e-4)) < sum(asked)
 
 
 @given(st.lists(st.floats(0.5, 1, width=32), min_size=3, max_size=3), st.sampled_from([SMALL, LARGE]))
 def test_unasked_images_take_what_is_worth_most_at_the_price(worth, body_s):
-    widths = unasked_widths(Curve(tuple(worth), CURVE.asked), (0, 1, 2), body_s)
+    widths = unasked_widths(Curve(tuple(worth), CURVE.asked), (0, 1, 2), body_s, 4e-4)
     for price, width in list(zip(PRICES, widths, strict=True))[1:-1]:
         if width is not None:
             gains = [w - price * s / body_s[-1] for w, s in zip(worth, body_s, strict=True)]
@@ -100,7 +100,7 @@ def test_unasked_images_take_what_is_worth_most_at_the_price(worth, body_s):
 
 
 def test_a_plan_without_asking_is_for_the_width_of_the_price():
-    policy = GateSlack((0, 1, 2), LIVE, Curve((0.8, 0.89, 0.9), ((0.85, (0.4, 0.3, 0.3)),)))
+    policy = GateSlack((0, 1, 2), LIVE, Curve((0.8, 0.89, 0.9), ((0.85, (0.4, 0.3, 0.3)),)), 0.0)
     assert policy.before(1.0, 9, 0) is None
     assert policy.unasked[1] == 2
     assert policy.before(1.0, 9, 1) == Plan(2, LIVE.table.best_whole_batch(2))
@@ -173,4 +173,4 @@ def test_blind_policies_follow_what_batches_take():
 
 
 def test_a_look_keeps_its_widths():
-    assert GateSlack((0, 1, 2), LIVE, None).after(look(2, (2, 1)), 3, 5) == 1
+    assert GateSlack((0, 1, 2), LIVE, None, 0.0).after(look(2, (2, 1)), 3, 5) == 1

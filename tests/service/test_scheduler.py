@@ -3,7 +3,7 @@ import math
 import pytest
 from scheduling import Caller, look, push, scheduler, slack
 
-from service.policies import Curve, Fixed, GateSlack, MaxAcc, MaxBatch, SlackFit
+from service.policies import PRICES, Fixed, MaxAcc, MaxBatch, SlackFit
 from service.request import Reason, Step, Window
 
 
@@ -176,17 +176,70 @@ def test_where_not_even_the_narrowest_is_in_time_nobody_is_asked():
     assert (batch.step, batch.width, batch.routes[0].reason) == (Step.WHOLE, 0, Reason.LOAD)
 
 
-@pytest.mark.parametrize(("left_s", "width", "images"), [(math.inf, 2, 3), (9.0, 2, 1), (4.9, 1, 1), (2.5, 0, 1)])
-def test_images_that_are_not_asked_keep_the_deadline_of_the_first(monkeypatch, left_s, width, images):
-    curve = Curve((0.8, 0.89, 0.9), ((0.85, (0.4, 0.3, 0.3)),))
-    s = scheduler(lambda live: GateSlack((0, 1, 2), live, curve), batch=4)
-    monkeypatch.setattr(s._backlog, "price", lambda *_: 1)  # the widest is worth most to all
+def unasking(monkeypatch, *unasked, price=1, **facts):
+    """A scheduler at this price of ``gate_slack``; images are not asked, but take these widths at prices from 0 on."""
+    s = scheduler(slack, **facts)
+    monkeypatch.setattr(s._backlog, "price", lambda *_: price)
+    monkeypatch.setattr(s._policy, "unasked", (*unasked, *(0,) * (len(PRICES) - len(unasked))))
+    return s
+
+
+@pytest.mark.parametrize(
+    ("left_s", "width", "images", "reason"),
+    [(math.inf, 2, 3, "load"), (9.0, 2, 1, "load"), (4.9, 1, 1, "latency_budget"), (2.5, 0, 1, "latency_budget")],
+)
+def test_images_that_are_not_asked_keep_the_deadline_of_the_first(monkeypatch, left_s, width, images, reason):
+    s = unasking(monkeypatch, None, 2, batch=4)
     push(s, deadline_s=left_s)
     for _ in range(2):
         push(s)
     batch = s.next_batch(0.0).batch
     assert (batch.step, batch.width, len(batch.entries)) == (Step.WHOLE, width, images)
-    assert {route.reason for route in batch.routes} == {Reason.LOAD}
+    assert {route.reason for route in batch.routes} == {Reason(reason)}
+
+
+def test_nobody_is_narrowed_for_the_deadline_of_another(monkeypatch):
+    s = unasking(monkeypatch, None, 2, batch=4)
+    push(s, deadline_s=2.5)
+    others = {push(s), push(s)}
+    assert s.next_batch(0.0).batch.width == 0
+    batch = s.next_batch(0.0).batch
+    assert (batch.width, set(batch.entries)) == (2, others)
+
+
+def test_batches_of_images_that_are_not_asked_are_as_large_as_suits_the_width_that_budgets_leave(monkeypatch):
+    """At the price's own width four would be in time."""
+    s = unasking(monkeypatch, None, 0, batch=4)
+    for _ in range(4):
+        push(s, window=Window(2, 2), deadline_s=9.0)
+    batch = s.next_batch(0.0).batch
+    assert (batch.width, len(batch.entries), batch.routes[0].reason) == (2, 1, Reason.ACCURACY_FLOOR)
+
+
+@pytest.mark.parametrize(("urgency", "width"), [(0, 2), (3, 1), (7, 0)])
+def test_urgency_moves_the_width_of_images_that_are_not_asked(monkeypatch, urgency, width):
+    s = unasking(monkeypatch, *(2,) * 5, *(1,) * 5, price=8)
+    push(s, urgency=urgency, due_s=1.0)
+    push(s, urgency=3, due_s=2.0)
+    assert s.next_batch(0.0).batch.width == width
+
+
+def test_urgent_images_are_asked_by_themselves_where_others_are_not(monkeypatch):
+    s = unasking(monkeypatch, *(None,) * 5, price=8, batch=4)
+    first = push(s, urgency=0, due_s=1.0)
+    push(s, urgency=3, due_s=2.0)
+    batch = s.next_batch(0.0).batch
+    assert (batch.step, batch.entries) == (Step.TRUNK, (first,))
+
+
+def test_what_was_learnt_is_forgotten_where_nothing_is_let_in():
+    s = scheduler(slack)
+    s._times.learn(None, 1, 8.0, 0.0)
+    s._times.learn(0, 1, 8.0, 0.0)
+    s.make_room(0.0, math.inf, Window(0, 2), 3)
+    stretched_s = s.finish_s(0.0, math.inf, Window(0, 2))
+    s.make_room(900.0, math.inf, Window(0, 2), 3)
+    assert s.finish_s(900.0, math.inf, Window(0, 2)) - 900.0 < stretched_s
 
 
 def test_cancelled_entries_are_dropped_not_computed():
