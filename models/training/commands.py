@@ -36,14 +36,15 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
 
 def adjusted(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     """The recipe with what the flags replace."""
-    stage = recipe.supernet
+    stage, then = recipe.supernet, recipe.then
     if arguments.epochs is not None:
+        then = ()
         stage = replace(stage, cycles=(arguments.epochs,), warmup_epochs=min(stage.warmup_epochs, arguments.epochs / 4))
     if arguments.lr is not None:
         stage = replace(stage, lr=arguments.lr)
     seed = recipe.seed if arguments.seed is None else arguments.seed
     hold_out = recipe.hold_out if arguments.hold_out is None else arguments.hold_out
-    return replace(recipe, supernet=stage, seed=seed, hold_out=hold_out)
+    return replace(recipe, supernet=stage, then=then, seed=seed, hold_out=hold_out)
 
 
 def run_train(arguments: argparse.Namespace) -> None:

@@ -27,7 +27,8 @@ class SupernetRecipe:
     teacher's; calibration_batches refresh the batch-norm statistics of every width at the end.
     crop_padding and erase_pixels augment (data.augment, data.erase).
     gate_class_weight scales the loss of the classifier on the gate's input, where the network has one;
-    bf16 runs forward and backward under autocast, weights and updates stay float32.
+    origin_weight is how much every slice learns from the widest slice of the checkpoint that the run began
+    with, beside its own target (ours); bf16 runs forward and backward under autocast, weights and updates stay float32.
     """
 
     cycles: tuple[int, ...]
@@ -44,6 +45,7 @@ class SupernetRecipe:
     calibration_batches: int = 60
     targets: Targets = "bootstrapping"
     gate_class_weight: float = 0.3
+    origin_weight: float = 0.0
     bf16: bool = False
 
     @property
@@ -96,6 +98,7 @@ class Recipe:
 
     gates        are all trained, on ``gate_views`` augmented epochs; the hold-out picks one.
     half_weights rounds the trained weights to half precision before statistics and figures are taken.
+    then         further rounds of stage I, each with the weights and the EMA of the one before.
     """
 
     name: str
@@ -110,11 +113,18 @@ class Recipe:
     hold_out: int = 5000
     seed: int = 0
     half_weights: bool = False
+    then: tuple[SupernetRecipe, ...] = ()
+
+    @property
+    def rounds(self) -> tuple[SupernetRecipe, ...]:
+        """All of stage I."""
+        return (self.supernet, *self.then)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name, "seed": self.seed, "hold_out": self.hold_out,
-            "supernet": asdict(self.supernet), "gates": [asdict(gate) for gate in self.gates],
+            "supernet": asdict(self.supernet), "then": [asdict(stage) for stage in self.then],
+            "gates": [asdict(gate) for gate in self.gates],
             "gate_views": self.gate_views, "operating": asdict(self.operating),
             "half_weights": self.half_weights,
         }  # fmt: skip

@@ -6,14 +6,14 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from models.checkpoint import GateRecord, Manifest, Measured, load, locate, require_new, save
+from models.checkpoint import Checkpoint, GateRecord, Manifest, Measured, load, locate, require_new, save
 from models.machine import processor
 from models.registry import build
 from models.supernet import Supernet
@@ -50,7 +50,7 @@ def run_identity(
 
     The gates' recipes are left out: stage II begins anew in every call.
     """
-    parts = {key: recipe.to_json()[key] for key in ("name", "seed", "hold_out", "supernet")} | {
+    parts = {key: recipe.to_json()[key] for key in ("name", "seed", "hold_out", "supernet", "then")} | {
         "input": recipe.input_spec.to_json(),
         "network": {"architecture": net.architecture, "config": net.config_dict()},
         "training images": f"sha256:{hashlib.sha256(json.dumps(sorted(train_names)).encode()).hexdigest()}",
@@ -101,22 +101,30 @@ def new_network(recipe: Recipe, classes: int, where: Where) -> Supernet:
 
 
 def train_supernet(
-    recipe: Recipe, net: Supernet, rest: LabelledImages, where: Where, run_dir: Path, origin: str | None = None
+    recipe: Recipe, net: Supernet, rest: LabelledImages, where: Where, run_dir: Path, origin: Checkpoint | None = None
 ) -> float:
     """Stage I, rounding and calibration, in place; returns the seconds of all epochs, those of earlier calls included.
 
     run_dir  keeps ``supernet.pt``, rewritten after every epoch, from which a later call resumes, and
-    ``log.csv``. origin: what the weights began as, if not fresh. Raises ValueError when ``supernet.pt`` is
-    of a run that differs in ``run_identity``.
+    ``log.csv``; of the second round ``supernet_2.pt`` and ``log_2.csv``, and so on. origin: what the weights
+    began as, if not fresh. Raises ValueError when a state is of a run that differs in ``run_identity``.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    stage, batches = recipe.supernet, where.batches(rest, recipe)
-    trainer = SupernetTrainer(net, stage, recipe.seed, run_identity(recipe, net, rest.names, origin))
-    trainer.fit(batches, run_dir / "supernet.pt", _log_rows(run_dir / "log.csv"))
+    identity = run_identity(recipe, net, rest.names, None if origin is None else origin.manifest.digest)
+    teacher = None if origin is None else origin.net.eval().to(device=where.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    train_s, average = 0.0, None
+    for number, stage in enumerate(recipe.rounds):
+        suffix, seed = f"_{number + 1}" if number else "", recipe.seed + number
+        trainer = SupernetTrainer(net, stage, seed, identity, teacher)
+        if average is not None:
+            trainer.ema.load_state_dict(average)
+        batches = where.batches(rest, replace(recipe, supernet=stage, seed=seed))
+        trainer.fit(batches, run_dir / f"supernet{suffix}.pt", _log_rows(run_dir / f"log{suffix}.csv"))
+        train_s, average = train_s + trainer.train_s, trainer.ema.state_dict()
     if recipe.half_weights:
         round_weights(net)
     calibrate(net, batches.epoch(2_000_000, min(stage.calibration_batches, len(batches))))
-    return trainer.train_s
+    return train_s
 
 
 def train(
@@ -139,16 +147,18 @@ def train(
     rest, hold_out = split_hold_out(images, recipe.hold_out, recipe.seed)
     net, origin = new_network(recipe, len(images.classes), where), None
     if init_from is not None:
-        checkpoint = load(locate(init_from))
-        fresh, origin = initialise(net, checkpoint), checkpoint.manifest.digest
+        origin = load(locate(init_from))
+        fresh = initialise(net, origin)
         tqdm.write(f"began with {init_from}; fresh: {', '.join(fresh) or 'nothing'}")
     train_s = train_supernet(recipe, net, rest, where, run_dir, origin)
-    fit = fit_gate(net, where.batches(rest, recipe), hold_out, recipe.input_spec, recipe)
+    batches = where.batches(rest, replace(recipe, supernet=recipe.rounds[-1]))
+    fit = fit_gate(net, batches, hold_out, recipe.input_spec, recipe)
     measured = [("hold-out", fit.evaluation)]
     if test is not None:
         measured.append(("test", evaluate(net, test, recipe.input_spec, fit.evaluation.decision, "test")))
     counts = {"train_images": len(rest), "hold_out_images": len(hold_out), "test_images": len(test) if test else 0}
-    run = recipe.to_json() | {"init_from": origin, "hardware": where.describe(), "supernet_train_s": round(train_s)}
+    began = None if origin is None else origin.manifest.digest
+    run = recipe.to_json() | {"init_from": began, "hardware": where.describe(), "supernet_train_s": round(train_s)}
     return save(
         out_dir, net, classes=images.classes, input_spec=recipe.input_spec, accuracy=slice_accuracy(measured),
         gate=gate_record(fit, measured), dataset={"name": splits.name or recipe.dataset} | counts, recipe=run,

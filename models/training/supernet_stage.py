@@ -16,6 +16,9 @@ in_place_distillation    the widest of the same step (universally slimmable netw
                          2019, section 3.3).
 labels                   the labels, as the widest does (slimmable networks, Yu et al. 2019).
 
+Ours: with ``SupernetRecipe.origin_weight`` every slice, the widest too, also learns from the widest slice of the
+checkpoint that the run began with, which stays as it was.
+
 A slice without a gradient gets neither decay nor momentum in the released code, by dropping zero
 gradients. Here the widest takes part in every step, so no weight is ever without one, and what has
 none (``grad is None``) is skipped by the optimiser.
@@ -79,14 +82,33 @@ def _backward(loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
+def _require_teacher(net: Supernet, weight: float, origin: Supernet | None) -> None:
+    if origin is None:
+        raise ValueError(f"origin_weight is {weight:g} and the run begins with no checkpoint; needed: --init-from")
+    given, own = origin.config_dict().get("classes"), net.config_dict().get("classes")
+    if given != own:
+        raise ValueError(f"origin_weight is {weight:g} and the checkpoint has {given} classes; needed: {own}")
+
+
 class SupernetTrainer:
     """Holds the network, its EMA teacher and the optimiser; ``fit`` runs to the recipe's end.
 
-    identity names what must not change between a run and its resumption; it is kept with the state.
+    identity names what must not change between a run and its resumption; it is kept with the state. origin is
+    the network whose widest slice teaches, too, in eval mode; ValueError where the recipe wants one and there is none.
     """
 
-    def __init__(self, net: Supernet, recipe: SupernetRecipe, seed: int, identity: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        net: Supernet,
+        recipe: SupernetRecipe,
+        seed: int,
+        identity: Mapping[str, str],
+        origin: Supernet | None = None,
+    ) -> None:
+        if recipe.origin_weight:
+            _require_teacher(net, recipe.origin_weight, origin)
         self.net, self.recipe, self.seed, self.identity = net, recipe, seed, dict(identity)
+        self._origin = origin if recipe.origin_weight else None
         self.device = next(net.parameters()).device
         average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
@@ -108,23 +130,24 @@ class SupernetTrainer:
     def step(self, x: Tensor, labels: Tensor, widths: list[int]) -> float:
         """One sandwich step; ``widths`` are the distilled ones, the narrowest last. Returns the labelled loss."""
         recipe, widest = self.recipe, len(self.net.ladder) - 1
-        targets = self._teacher_targets(x, widths)
+        targets, origin_BK = self._teacher_targets(x, widths), self._origin_targets(x)
         if self.net.has_wide_trunk:
-            labelled, wide_BK = self._labelled(lambda: self.net.largest(x), labels)
+            labelled, wide_BK = self._labelled(lambda: self.net.largest(x), labels, origin_BK)
         with self._autocast():
             features, gate_input = self.net.trunk(x)
         leaf = features.detach().requires_grad_()
         if not self.net.has_wide_trunk:
-            labelled, wide_BK = self._labelled(lambda: self.net.body(leaf, widest), labels)
+            labelled, wide_BK = self._labelled(lambda: self.net.body(leaf, widest), labels, origin_BK)
         if recipe.targets == "in_place_distillation":
             targets = [wide_BK.softmax(dim=1)] * len(widths)
         for index, width in enumerate(widths):
             if recipe.targets == "labels":
-                self._labelled(lambda width=width: self.net.body(leaf, width), labels)  # type: ignore[misc]
+                self._labelled(lambda width=width: self.net.body(leaf, width), labels, origin_BK)  # type: ignore[misc]
             else:
                 with self._autocast():
                     logits_BK = self.net.body(leaf, width)
-                _backward(distillation(_precise(logits_BK), targets[index]))
+                target_BK = targets[index] if origin_BK is None else self._mixed(targets[index], origin_BK)
+                _backward(distillation(_precise(logits_BK), target_BK))
         roots, gradients = [features], [leaf.grad]
         with self._autocast():
             class_logits_BK = self.net.gate_class_logits(gate_input)
@@ -143,11 +166,20 @@ class SupernetTrainer:
     def _task_loss(self, logits_BK: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(_precise(logits_BK), labels, label_smoothing=self.recipe.label_smoothing)
 
-    def _labelled(self, forward: Callable[[], Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward, task loss, backward; (loss, logits in float32), both without a graph."""
+    def _mixed(self, own: Tensor, origin: Tensor) -> Tensor:
+        """What a slice learns from its own target, and from the origin: losses, or targets."""
+        share = self.recipe.origin_weight
+        return (1 - share) * own + share * origin
+
+    def _labelled(
+        self, forward: Callable[[], Tensor], labels: Tensor, origin_BK: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Forward, loss, backward; (loss, logits in float32), both without a graph."""
         with self._autocast():
             logits_BK = forward()
         loss = self._task_loss(logits_BK, labels)
+        if origin_BK is not None:
+            loss = self._mixed(loss, distillation(_precise(logits_BK), origin_BK))
         _backward(loss)
         return loss.detach(), _precise(logits_BK.detach())
 
@@ -164,6 +196,14 @@ class SupernetTrainer:
             features = self.teacher.trunk(x).features
             votes = [_precise(self.teacher.body(features, width)).softmax(dim=1) for width in widths[:-1]]
         return [largest_BK] * len(votes) + [torch.stack([largest_BK, *votes]).mean(dim=0)]
+
+    @torch.no_grad()
+    def _origin_targets(self, x: Tensor) -> Tensor | None:
+        """What the widest slice of the origin says [B, K]; None where it teaches nothing."""
+        if self._origin is None:
+            return None
+        with self._autocast():
+            return _precise(self._origin.largest(x)).softmax(dim=1)
 
     def run_epoch(self, batches: Batches, advance: Callable[[float], None]) -> float:
         """One epoch; returns its mean labelled loss."""

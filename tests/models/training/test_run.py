@@ -154,6 +154,28 @@ def test_fine_tuning_begins_with_a_checkpoint_and_may_have_other_classes(
     assert "origin is null" in capsys.readouterr().err
 
 
+def test_rounds_follow_each_other_and_resume_where_they_were(trained, folders, tmp_path):
+    source, run_dir = trained[0] / "zoo" / "toy", tmp_path / "run"
+    second = replace(TOY.supernet, cycles=(2,), lr=0.02, origin_weight=0.5)
+    recipe = replace(TOY, supernet=replace(TOY.supernet, cycles=(1,)), then=(second,))
+
+    def run(version, recipe=recipe):
+        out = tmp_path / "zoo" / "toy" / version
+        return train(recipe, DataPaths(folders / "train"), run_dir, out, init_from=source)
+
+    manifest = run("1")
+    assert [stage["cycles"] for stage in manifest.to_json()["recipe"]["then"]] == [[2]]
+    first, then = (torch.load(run_dir / f"supernet{part}.pt", weights_only=True) for part in ("", "_2"))
+    assert (first["epochs_done"], then["epochs_done"]) == (1, 2)
+    assert not torch.equal(first["net"]["classifier.weight"], then["net"]["classifier.weight"])
+    assert (run_dir / "log_2.csv").read_text().count("\n") == 3
+    assert run("2").digest == manifest.digest
+    (run_dir / "supernet_2.pt").unlink()
+    assert run("3").digest == manifest.digest
+    with pytest.raises(ValueError, match="is of another run: then is"):
+        run("4", replace(recipe, then=(replace(second, lr=0.01),)))
+
+
 def test_a_device_that_is_not_there_is_refused_before_any_work(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     flags = ["--recipe", "ds_mbnet_cifar10", "--data", str(folders / "train"), "--run-dir", str(tmp_path / "run")]

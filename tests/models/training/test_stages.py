@@ -84,6 +84,36 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_every_slice_learns_from_the_origin_as_much_as_the_recipe_says(tmp_path):
+    """Whose answers are all class 3: with nothing else to learn from, so are those of every slice."""
+    images, origin, recipe = toy_images(96), toy_net(seed=4), replace(RECIPE, cycles=(4,), label_smoothing=0.0)
+    with torch.no_grad():
+        origin.classifier.bias[3] += 100
+    kept = copy.deepcopy(origin.state_dict())
+    shares = []
+    for weight in (0.0, 1.0):
+        net = toy_net()
+        trainer = SupernetTrainer(net, replace(recipe, origin_weight=weight), 0, {}, origin.eval())
+        trainer.fit(batches_of(images, recipe), tmp_path / f"{weight}.pt", dict)
+        calibrate(net, batches_of(images).epoch(99))
+        shares.append((evaluate(net, images, TINY_INPUT).logits_NLK.argmax(2) == 3).mean(0))
+    without, alone = shares
+    assert (without < 0.5).all()
+    assert (alone == 1).all()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in origin.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("origin", "message"),
+    [(None, "the run begins with no checkpoint; needed: --init-from"), (3, "the checkpoint has 3 classes; needed: 4")],
+)
+def test_an_origin_that_cannot_teach_is_refused(origin, message):
+    recipe = replace(RECIPE, origin_weight=0.5)
+    teacher = None if origin is None else DsMbnet(replace(TINY, classes=origin))
+    with pytest.raises(ValueError, match=rf"^origin_weight is 0\.5 and {message}$"):
+        SupernetTrainer(toy_net(), recipe, 0, {}, teacher)
+
+
 def test_the_state_of_another_run_is_refused_by_what_differs(tmp_path):
     recipe, state = replace(RECIPE, cycles=(1,)), tmp_path / "state.pt"
     batches = batches_of(toy_images(32), recipe)
