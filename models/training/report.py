@@ -167,6 +167,8 @@ def as_markdown(findings: Findings) -> str:
 def _model_section(findings: Findings) -> list[str]:
     manifest, evaluation = findings.manifest, findings.evaluation
     recipe = manifest.recipe or {}
+    origin = recipe.get("init_from")
+    began = f", from the checkpoint with digest {origin}" if origin else ""
     return [
         f"# Training: {manifest.name}/{manifest.version}",
         "",
@@ -174,7 +176,7 @@ def _model_section(findings: Findings) -> list[str]:
         "Differences are paired, image by image; brackets hold 95 % bootstrap intervals over images "
         "(10,000 resamples), ± one standard error. MAdds are as served, the slimming head included.",
         "",
-        f"Hardware: {findings.hardware}. Trained with recipe `{recipe.get('name')}`, seed {recipe.get('seed')}.",
+        f"Hardware: {findings.hardware}. Trained with recipe `{recipe.get('name')}`, seed {recipe.get('seed')}{began}.",
         "",
         "```",
         *findings.commands,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from models.checkpoint import load, locate
+from models.checkpoint import Manifest, load, locate
 from models.training.data import load_folder, split_hold_out
 from models.training.evaluate import evaluate
 from models.training.gate_stage import collect
@@ -92,7 +92,7 @@ def run_report(arguments: argparse.Namespace) -> None:
         gate_arms,
         measure_step_cost(recipe, arguments.step_pairs),
         Where().describe(),
-        _commands(arguments, files),
+        _commands(arguments, manifest, files),
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(as_markdown(findings))
@@ -100,17 +100,19 @@ def run_report(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {len(files)} supernet arms, {len(gate_arms)} gates")
 
 
-def _commands(arguments: argparse.Namespace, files: list[Path]) -> list[str]:
+def _commands(arguments: argparse.Namespace, manifest: Manifest, files: list[Path]) -> list[str]:
     """What a reader types to get these numbers, with the reader's own paths."""
-    arms = [SupernetArm.load(file) for file in files]
+    arms, trained = [SupernetArm.load(file) for file in files], manifest.recipe or {}
     data = f"--recipe {arguments.recipe} --data TRAIN --test TEST"
+    origin = " --init-from ORIGIN" if trained.get("init_from") else ""
     studies = dict.fromkeys(
         f"slicewise-models study {data} --run-dir STUDY --epochs {arm.epochs} --targets {arm.targets} --seeds "
         + " ".join(str(a.seed) for a in arms if (a.targets, a.epochs) == (arm.targets, arm.epochs))
         for arm in arms
     )
     return [
-        f"slicewise-models train {data} --run-dir RUN --out NAME/VERSION",
+        f"slicewise-models train --recipe {trained.get('name')} --data TRAIN --test TEST{origin} --run-dir RUN "
+        "--out NAME/VERSION",
         *studies,
         f"slicewise-models report NAME/VERSION {data} --run-dir STUDY --out {arguments.out.name}",
     ]
