@@ -204,9 +204,7 @@ class Batcher:
     def _over(self, execution: Execution) -> None:
         """One batch is off its worker; whatever happened, its entries move on or are answered."""
         batch = execution.batch
-        asked, images = batch.step is Step.TRUNK, len(batch.entries)
-        look_s = self._scheduler.look_s * images if asked else 0.0  # planned for by itself
-        self._overhead.worked(execution.ended_s - execution.began_s + look_s, 0 if asked else images)
+        self._overhead.worked(execution.cpu_s, 0 if batch.step is Step.TRUNK else len(batch.entries))
         self._overhead.learn(time.monotonic(), time.process_time())
         try:
             if execution.error is not None:

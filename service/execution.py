@@ -27,7 +27,7 @@ class AfterTrunk:
 class Execution:
     """A batch that a worker has: filled in there, one step after the other, and read once it is over.
 
-    began_s       monotonic, when a worker took it up; ended_s: when it was done with it.
+    began_s       monotonic, when a worker took it up; ended_s: when it was done with it. cpu_s: of that, on a core.
     trunk_s       seconds of trunk, gate and looks, 0 as long as the trunk has not run. body_s: of the body.
     seen          per entry, of a trunk batch. logits_NK: of a batch with a body.
     error         what ended it early.
@@ -36,6 +36,7 @@ class Execution:
     batch: Batch
     began_s: float = 0.0
     ended_s: float = 0.0
+    cpu_s: float = 0.0
     trunk_s: float = 0.0
     body_s: float = 0.0
     seen: list[tuple[AfterTrunk, Look]] = field(default_factory=list)
@@ -44,7 +45,7 @@ class Execution:
 
     def run(self, engine: Engine, looks: Looks) -> None:
         """Compute what the batch's step asks for. Keeps what the engine raises as ``error``."""
-        self.began_s = time.monotonic()
+        self.began_s, began_cpu_s = time.monotonic(), time.thread_time()
         try:
             if self.batch.step is Step.TRUNK:
                 self._trunk_and_gate(engine, looks)
@@ -54,7 +55,7 @@ class Execution:
                 self._body(engine, self._trunk(engine).features)
         except Exception as error:  # noqa: BLE001  # the engine is foreign code; who reads the batch raises it
             self.error = error
-        self.ended_s = time.monotonic()
+        self.ended_s, self.cpu_s = time.monotonic(), time.thread_time() - began_cpu_s
 
     def _trunk(self, engine: Engine) -> TrunkResult:
         began_s = time.perf_counter()

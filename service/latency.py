@@ -231,20 +231,20 @@ OVERHEAD_MEMORY_S = 1.0
 class Overhead:
     """What images cost this process beside their batches: HTTP, decoding, hand-overs. One for all its models.
 
-    Where workers have every core, that time is taken from theirs. What has held up a batch is in the time that
-    the batch took, and learnt there; this is the rest: CPU time of the process beyond the time of its batches.
+    Where workers have every core, that time is taken from theirs: partly from batches, which take longer for it and
+    are learnt as they are, partly between them. It is counted in full all the same (docs/adr/0014).
     Not counted is what other processes take.
     """
 
-    _per_image_s: float = 0.0  # below 0 where batches wait for cores more than the process uses them
+    _per_image_s: float = 0.0  # now and then below 0: a batch counts when it ends
     _began_s: float = -math.inf
     _began_cpu_s: float = 0.0
-    _batches_s: float = 0.0
+    _batches_cpu_s: float = 0.0
     _images: int = 0
 
-    def worked(self, seconds: float, images: int) -> None:
-        """A batch has held a worker so long, and was the last one of so many images."""
-        self._batches_s += seconds
+    def worked(self, cpu_s: float, images: int) -> None:
+        """A batch has kept a worker busy so long, and was the last one of so many images."""
+        self._batches_cpu_s += cpu_s
         self._images += images
 
     def learn(self, now_s: float, process_cpu_s: float) -> None:
@@ -253,12 +253,12 @@ class Overhead:
         if window_s < OVERHEAD_WINDOW_S:
             return
         if self._images >= OVERHEAD_IMAGES and window_s < OVERHEAD_MEMORY_S:
-            newest_s = (process_cpu_s - self._began_cpu_s - self._batches_s) / self._images
+            newest_s = (process_cpu_s - self._began_cpu_s - self._batches_cpu_s) / self._images
             self._per_image_s += OVERHEAD_SHARE * (newest_s - self._per_image_s)
         else:
             self._per_image_s = 0.0
         self._began_s, self._began_cpu_s = now_s, process_cpu_s
-        self._batches_s, self._images = 0.0, 0
+        self._batches_cpu_s, self._images = 0.0, 0
 
     def per_image_s(self, now_s: float) -> float:
         """CPU seconds, smoothed; 0 where little happens."""

@@ -47,7 +47,6 @@ class Selection:
 class Scheduler:
     """Queues of one model. Not thread-safe: called on the event loop only.
 
-    look_s  what asking the gate costs per image beside trunk, gate and body.
 
     Every image is announced with ``expect`` before its pixels are there, so that what is on its way
     counts; then pushed, or forgotten.
@@ -55,7 +54,7 @@ class Scheduler:
 
     def __init__(self, policy: Policy, times: LiveTimes, workers: int, headroom: float = HEADROOM) -> None:
         self._policy, self._times, self._workers = policy, times, workers
-        self.look_s, widths = policy.look_s, len(times.table.widths)
+        widths = len(times.table.widths)
         self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom)
         self._backlog.unasked, self._backlog.look_s = policy.unasked, policy.look_s
         self._renewed_s = -math.inf
