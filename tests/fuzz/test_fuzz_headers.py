@@ -1,5 +1,7 @@
 """Broken header fields and key files: a value or the one documented error, within bounded memory."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,5 +96,7 @@ def test_values_of_a_megabyte_cost_no_more_than_short_ones(text, repeats):
 def test_broken_key_files(data):
     with allocating_at_most(512 * KIB):
         keyring, message = raised_or(lambda: parse_keys(data, None, 10), KeyFileError)
-    assert "0000000" not in message
+    # A digest that has got into a name or a role may be told: nobody could know that it was one.
+    others = re.sub(rb'sha256"?\s*=\s*"[^"]*"', b"", data).decode(errors="replace")
+    assert all(digest in others for digest in re.findall(r"0{8,}|1{8,}", message))
     assert keyring is None or all(len(key.digest) == 32 for key in keyring.keys)
