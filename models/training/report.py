@@ -11,15 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.checkpoint import Manifest
+from models.training.ablation import StudyResult, ablation_rows, arm_rows, points
 from models.training.evaluate import Evaluation
-from models.training.metrics import GateComparison, Interval, compare_gate, paired_bootstrap, standard_error
+from models.training.metrics import GateComparison, compare_gate, standard_error
 from models.training.operating import calibration_error
-from models.training.study import GateArm, StepCost, SupernetArm
-
-Bools = NDArray[np.bool_]
+from models.training.study import GateArm, StepCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +26,11 @@ class Findings:
 
     manifest: Manifest
     evaluation: Evaluation
-    supernet_arms: Sequence[SupernetArm]
+    study: StudyResult
     gate_arms: Sequence[GateArm]
     step_cost: StepCost
     hardware: str
     commands: Sequence[str]
-
-
-def points(interval: Interval) -> str:
-    """A difference of accuracies in points, with its interval."""
-    return f"{100 * interval.value:+.2f} [{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -95,50 +88,9 @@ def gate_arm_rows(evaluation: Evaluation, arms: Sequence[GateArm]) -> list[list[
     return rows
 
 
-def by_targets(arms: Sequence[SupernetArm]) -> dict[str, list[SupernetArm]]:
-    """Arms of one kind together, sorted by seed."""
-    kinds = dict.fromkeys(arm.targets for arm in arms)
-    return {kind: sorted((a for a in arms if a.targets == kind), key=lambda a: a.seed) for kind in kinds}
-
-
-def average_gain(ours: Sequence[SupernetArm], theirs: Sequence[SupernetArm]) -> Interval:
-    """Mean difference over the ladder and the seeds that both have, bootstrapped over images.
-
-    Images are resampled and seeds are not: the interval says how sure the difference of these trained
-    networks is, not of all that could be trained.
-    """
-    pairs = [(a, b) for a in ours for b in theirs if a.seed == b.seed]
-    if not pairs:
-        raise ValueError("the two arms have no seed in common")
-    a_N, b_N = (np.mean([pair[i].correct_NL.mean(1) for pair in pairs], axis=0) for i in (0, 1))
-    return paired_bootstrap(a_N, b_N)
-
-
-def arm_rows(arms: dict[str, list[SupernetArm]], reference: str) -> list[list[str]]:
-    """Per kind of targets: seeds, accuracy per slice, mean over the ladder, ``reference`` minus it."""
-    rows = []
-    for kind, members in arms.items():
-        accuracy_L = np.mean([arm.correct_NL.mean(0) for arm in members], axis=0)
-        spread = np.std([arm.correct_NL.mean() for arm in members], ddof=1) if len(members) > 1 else None
-        mean = f"{100 * accuracy_L.mean():.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
-        gain = "" if kind == reference else points(average_gain(arms[reference], members))
-        seeds = " ".join(str(arm.seed) for arm in members)
-        rows.append([kind.replace("_", " "), seeds, *(f"{100 * a:.2f}" for a in accuracy_L), mean, gain])
-    return rows
-
-
-def shared_rows(arms: Sequence[SupernetArm]) -> list[list[str]]:
-    """Accuracy per slice with statistics of its own against those of the widest, mean over seeds."""
-    kinds = {"calibrated per width": "correct_NL", "the widest's for all": "shared_NL"}
-    return [
-        [name, *(f"{100 * a:.2f}" for a in np.mean([getattr(arm, field).mean(0) for arm in arms], axis=0))]
-        for name, field in kinds.items()
-    ]
-
-
 def as_json(findings: Findings) -> dict[str, Any]:
     """The numbers of the report, for machines."""
-    evaluation, arms = findings.evaluation, by_targets(findings.supernet_arms)
+    evaluation = findings.evaluation
     return {
         "model": findings.manifest.name,
         "version": findings.manifest.version,
@@ -149,11 +101,6 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "madds": list(evaluation.decision.madds),
         "operating_points": [asdict(comparison) for comparison in operating_comparisons(findings)],
         "default_point": findings.manifest.gate.default_point,
-        "supernet_arms": {
-            kind: [{"seed": a.seed, "epochs": a.epochs, "train_s": a.train_s, "accuracy": a.correct_NL.mean(0).tolist(),
-                    "shared_statistics": a.shared_NL.mean(0).tolist()} for a in members]
-            for kind, members in arms.items()
-        },
         "gate_arms": gate_arm_rows(evaluation, findings.gate_arms),
         "step_cost": asdict(findings.step_cost),
     }  # fmt: skip
@@ -161,7 +108,9 @@ def as_json(findings: Findings) -> dict[str, Any]:
 
 def as_markdown(findings: Findings) -> str:
     """The report."""
-    return "\n".join([*_model_section(findings), *_gate_section(findings), *_ablation_section(findings)])
+    return "\n".join(
+        [*_model_section(findings), *_gate_section(findings), *_ablation_section(findings), *_cost_section(findings)]
+    )
 
 
 def _model_section(findings: Findings) -> list[str]:
@@ -224,25 +173,33 @@ def _gate_section(findings: Findings) -> list[str]:
 
 
 def _ablation_section(findings: Findings) -> list[str]:
-    arms, cost = by_targets(findings.supernet_arms), findings.step_cost
-    slices = [f"w{k}" for k in range(len(findings.evaluation.decision.madds))]
-    epochs = sorted({arm.epochs for arm in findings.supernet_arms})
-    hours = sum(arm.train_s for arm in findings.supernet_arms) / 3600
+    study, evaluation = findings.study, findings.evaluation
+    slices = [f"w{k}" for k in range(len(study.arms[0].accuracy_L))]
+    epochs = " or ".join(map(str, sorted({arm.epochs for arm in study.arms})))
+    hours = sum(arm.train_s for arm in study.arms) / 3600
     return [
-        "## What the narrower widths learn from",
+        "## Ablations",
         "",
-        f"Same network, images, order, augmentation and initial weights; {' or '.join(map(str, epochs))} epochs in one "
-        f"cosine cycle, fewer than the model above ({hours:.1f} hours of training in all). `in place distillation` is "
-        "universally slimmable training (Yu and Huang 2019): the widest of the same step teaches, no EMA. `labels` has "
-        "no teacher. The last column is bootstrapping minus the row, averaged over the ladder and the shared seeds.",
+        f"Targets and statistics: arms of the network of `{study.recipe}`, which have images, order, augmentation and "
+        f"initial weights in common, of {epochs} epochs in one cosine cycle, fewer than any model that ships "
+        f"({hours:.1f} hours of training in all; {study.hardware}). `in place distillation` is universally slimmable "
+        "training (Yu and Huang 2019): the widest of the same step teaches, no EMA. `labels` has no teacher. Gates: "
+        "on the model above. ± one standard deviation of seeds; the last column is the row minus the first of its "
+        "kind, over the seeds that both have.",
         "",
         *table(
-            ["targets", "seeds", *slices, "mean ± sd of seeds", "gain of bootstrapping"],
-            arm_rows(arms, "bootstrapping"),
+            ["what varies", "how", "top-1 of", "seeds", "%", "difference to the first"],
+            ablation_rows(study, evaluation.correct_NL, findings.gate_arms),
         ),
-        "### Batch-norm statistics (bootstrapping arms)",
+        "The arms slice by slice, means over seeds:",
         "",
-        *table(["statistics", *slices], shared_rows(arms["bootstrapping"])),
+        *table(["targets", "seeds", *slices], arm_rows(study)),
+    ]
+
+
+def _cost_section(findings: Findings) -> list[str]:
+    cost = findings.step_cost
+    return [
         "## What a sandwich step costs",
         "",
         f"{cost.sandwich_s * 1e3:.0f} ms against {cost.plain_s * 1e3:.0f} ms for a plain step of the widest slice: "

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import Manifest, load, locate
+from models.training.ablation import StudyResult, read_study, summarise, write_study
 from models.training.data import load_folder, split_hold_out
 from models.training.evaluate import evaluate
 from models.training.gate_stage import collect
@@ -29,20 +30,23 @@ def _configure_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), required=True)
     parser.add_argument("--data", type=Path, required=True, help="ImageFolder directory or zip of the training split")
     parser.add_argument("--test", type=Path, required=True, help="the same for the test split")
-    parser.add_argument("--run-dir", type=Path, required=True, help="one result file per arm; what is there is kept")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores when absent")
 
 
 def configure_study(parser: argparse.ArgumentParser) -> None:
     """Flags of ``study``."""
     _configure_data(parser)
+    parser.add_argument("--run-dir", type=Path, required=True, help="one result per arm, kept, and study.json of all")
     parser.add_argument("--epochs", type=int, required=True, help="of every arm, in one learning-rate cycle")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
 
 
 def run_study(arguments: argparse.Namespace) -> None:
-    """Train every arm that has no result yet, one after another; several calls may share a run folder."""
+    """Train every arm that has no result yet, one after another; several calls may share a run folder.
+
+    Its ``study.json`` tells of all arms that lie there.
+    """
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     recipe = RECIPES[arguments.recipe]()
@@ -59,24 +63,25 @@ def run_study(arguments: argparse.Namespace) -> None:
             arm.save(file)
             accuracies = " ".join(f"{accuracy:.4f}" for accuracy in arm.correct_NL.mean(0))
             print(f"{targets}, seed {seed}: top-1 {accuracies}, {arm.train_s:.0f} s")
+    arms = [SupernetArm.load(file) for file in sorted(arguments.run_dir.glob("*.npz"))]
+    write_study(arguments.run_dir / "study.json", summarise(recipe.name, Where().describe(), arms))
 
 
 def configure_report(parser: argparse.ArgumentParser) -> None:
     """Flags of ``report``."""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="version folder, or model folder (highest)")
     _configure_data(parser)
+    parser.add_argument("--study", type=Path, required=True, metavar="STUDY.json", help="what `study` wrote")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the gates that are compared")
     parser.add_argument("--step-pairs", type=int, default=20, help="pairs of steps that are timed")
     parser.add_argument("--out", type=Path, required=True, metavar="REPORT.md", help="a .json is written beside it")
 
 
 def run_report(arguments: argparse.Namespace) -> None:
-    """Measure the checkpoint and the gates, read the arms of ``study``, write the report."""
+    """Measure the checkpoint and the gates, read what ``study`` found, write the report."""
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    files = sorted(arguments.run_dir.glob("*.npz"))
-    if not any(file.name.startswith("bootstrapping-") for file in files):
-        raise ValueError(f"{arguments.run_dir} holds no bootstrapping-SEED.npz; run `slicewise-models study` first")
+    study = read_study(arguments.study)
     checkpoint = load(locate(arguments.checkpoint))
     manifest, recipe = checkpoint.manifest, RECIPES[arguments.recipe]()
     images = load_folder(arguments.data, manifest.input, manifest.classes)
@@ -88,31 +93,26 @@ def run_report(arguments: argparse.Namespace) -> None:
     findings = Findings(
         manifest,
         evaluate(checkpoint.net, test, manifest.input, manifest.decision(), "test"),
-        [SupernetArm.load(file) for file in files],
+        study,
         gate_arms,
         measure_step_cost(recipe, arguments.step_pairs),
         Where().describe(),
-        _commands(arguments, manifest, files),
+        _commands(arguments, manifest, study),
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(as_markdown(findings))
     arguments.out.with_suffix(".json").write_text(json.dumps(as_json(findings), indent=1) + "\n")
-    print(f"{arguments.out}: {len(files)} supernet arms, {len(gate_arms)} gates")
+    print(f"{arguments.out}: {len(study.arms)} supernet arms, {len(gate_arms)} gates")
 
 
-def _commands(arguments: argparse.Namespace, manifest: Manifest, files: list[Path]) -> list[str]:
+def _commands(arguments: argparse.Namespace, manifest: Manifest, study: StudyResult) -> list[str]:
     """What a reader types to get these numbers, with the reader's own paths."""
-    arms, trained = [SupernetArm.load(file) for file in files], manifest.recipe or {}
-    data = f"--recipe {arguments.recipe} --data TRAIN --test TEST"
+    trained = manifest.recipe or {}
     origin = " --init-from ORIGIN" if trained.get("init_from") else ""
-    studies = dict.fromkeys(
-        f"slicewise-models study {data} --run-dir STUDY --epochs {arm.epochs} --targets {arm.targets} --seeds "
-        + " ".join(str(a.seed) for a in arms if (a.targets, a.epochs) == (arm.targets, arm.epochs))
-        for arm in arms
-    )
     return [
         f"slicewise-models train --recipe {trained.get('name')} --data TRAIN --test TEST{origin} --run-dir RUN "
         "--out NAME/VERSION",
-        *studies,
-        f"slicewise-models report NAME/VERSION {data} --run-dir STUDY --out {arguments.out.name}",
+        *study.commands,
+        f"slicewise-models report NAME/VERSION --recipe {arguments.recipe} --data TRAIN --test TEST "
+        f"--study STUDY/study.json --out {arguments.out.name}",
     ]

@@ -8,9 +8,9 @@ from support import TINY, TINY_INPUT, encode
 
 from models import cli
 from models.layers import SlicedBatchNorm2d
+from models.training.ablation import ablation_rows, arm_rows, average_gain, read_study, summarise, write_study
 from models.training.recipes import RECIPES, GateRecipe, Recipe, SupernetRecipe
-from models.training.report import average_gain, by_targets
-from models.training.study import SupernetArm, measure_step_cost, share_statistics, shortened
+from models.training.study import GateArm, SupernetArm, measure_step_cost, share_statistics, shortened
 
 TOY = Recipe(
     "toy",
@@ -41,8 +41,10 @@ def test_a_study_and_its_report(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(RECIPES, "toy", lambda: TOY)
     data = ["--recipe", "toy", "--data", str(folder), "--test", str(folder)]
     arms = ["--run-dir", str(tmp_path / "study")]
-    assert cli.main(["report", str(tmp_path), *data, *arms, "--out", str(tmp_path / "r.md")]) == 1
-    assert "run `slicewise-models study` first" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text('{"recipe": 3}')
+    wrong = ["--study", str(tmp_path / "other.json"), "--out", str(tmp_path / "r.md")]
+    assert cli.main(["report", str(tmp_path), *data, *wrong]) == 1
+    assert "other.json is no result of `slicewise-models study`: recipe: " in capsys.readouterr().err
     study = ["study", *data, *arms, "--epochs", "2", "--targets", "bootstrapping", "labels", "--seeds", "0", "1"]
     assert cli.main(study) == 0
     results = {file.name: file.read_bytes() for file in (tmp_path / "study").glob("*.npz")}
@@ -53,11 +55,13 @@ def test_a_study_and_its_report(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "zoo" / "toy" / "1"
     assert cli.main(["train", *data, "--run-dir", str(tmp_path / "run"), "--out", str(out)]) == 0
     report = tmp_path / "docs" / "training.md"
-    arguments = [str(out), *data, *arms, "--out", str(report), "--seeds", "0", "--step-pairs", "2"]
+    found = ["--study", str(tmp_path / "study" / "study.json")]
+    arguments = [str(out), *data, *found, "--out", str(report), "--seeds", "0", "--step-pairs", "2"]
     assert cli.main(["report", *arguments]) == 0
     numbers = json.loads(report.with_suffix(".json").read_text())
     text = report.read_text()
-    assert [len(members) for members in numbers["supernet_arms"].values()] == [2, 2]
+    assert text.count("| targets of the narrower slices |") == text.count("| batch-norm statistics |") == 2
+    assert text.count("| how the gate learns |") == 3
     assert f"{100 * numbers['accuracy'][-1]:.2f}" in text
     assert "--targets labels --seeds 0 1" in text
     assert len(numbers["gate_arms"]) == 5
@@ -74,9 +78,37 @@ def test_an_average_gain_pairs_seeds_and_images(tmp_path):
     assert average_gain(ours, theirs).value == pytest.approx(0.25)
     with pytest.raises(ValueError, match="no seed in common"):
         average_gain(ours[1:], theirs)
-    assert [[a.seed for a in members] for members in by_targets([*ours[::-1], *theirs]).values()] == [[0, 1], [0, 2]]
     ours[0].save(tmp_path / "arm.npz")
     assert np.array_equal(SupernetArm.load(tmp_path / "arm.npz").correct_NL, ours[0].correct_NL)
+
+
+def test_a_study_is_told_from_its_file_alone(tmp_path):
+    ours = [arm("bootstrapping", 1, [[1, 1], [1, 1]]), arm("bootstrapping", 0, [[1, 1], [1, 0]])]
+    theirs = [arm("labels", 0, [[0, 1], [1, 0]]), arm("in_place_distillation", 5, [[0, 1], [1, 0]])]
+    write_study(tmp_path / "study.json", summarise("toy", "a machine", [*theirs, *ours]))
+    study = read_study(tmp_path / "study.json")
+    assert study == summarise("toy", "a machine", [*ours, *theirs])
+    assert study.kinds == ["bootstrapping", "in_place_distillation", "labels"]
+    assert [command.split("--epochs ")[1] for command in study.commands] == [
+        "2 --targets bootstrapping --seeds 0 1",
+        "2 --targets in_place_distillation --seeds 5",
+        "2 --targets labels --seeds 0",
+    ]
+    assert arm_rows(study)[0] == ["bootstrapping", "0 1", "100.00", "75.00"]
+    assert arm_rows(study)[-1][2:] == ["0.00", "0.00"]
+    correct_NL = np.array([[0, 1], [1, 1]], bool)
+    gates = [GateArm("one", "calibrated", 0, np.array([0, 0])), GateArm("two", "calibrated", 0, np.array([1, 1]))]
+    rows = ablation_rows(study, correct_NL, [*gates, GateArm("two", "argmax", 0, np.array([0, 0]))])
+    assert [row[3:5] for row in rows] == [
+        ["2", "87.50 ± 17.68"],
+        ["1", "50.00"],
+        ["1", "50.00"],
+        ["2", "87.50 ± 17.68"],
+        ["2", "0.00 ± 0.00"],
+        ["1", "50.00"],
+        ["1", "100.00"],
+    ]
+    assert [row[5][:6] for row in rows] == ["", "", "-25.00", "", "-87.50", "", "+50.00"]
 
 
 def test_shared_statistics_are_the_widests():
