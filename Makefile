@@ -31,6 +31,7 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(ARGS)
 
+# make bench ARGS="--cifar TEST.zip --out runs/bench"
 bench: install
 	$(BIN)/slicewise-load bench $(ARGS)
 

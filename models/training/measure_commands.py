@@ -339,7 +339,7 @@ def run_plot(arguments: argparse.Namespace) -> None:
     try:
         from models.training import plot  # late: nothing else needs matplotlib
     except ModuleNotFoundError as error:
-        raise ValueError(f"figures need {error.name}: pip install slicewise[plots]") from error
+        raise ValueError(f"figures need {error.name}: pip install '.[plots]' at the root of the repository") from error
     reports = [plot.read_report(path) for path in arguments.evaluations]
     for file in plot.write_figures(reports, arguments.data, arguments.out):
         print(file)

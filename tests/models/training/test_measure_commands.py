@@ -207,4 +207,4 @@ def test_without_matplotlib_plot_says_what_to_install(tmp_path, monkeypatch, cap
     monkeypatch.delattr("models.training.plot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(["plot", str(tmp_path / "answers.json"), "--out", str(tmp_path)]) == 1
-    assert "pip install slicewise[plots]" in capsys.readouterr().err
+    assert "pip install '.[plots]'" in capsys.readouterr().err
