@@ -21,6 +21,8 @@ from PIL import Image, ImageOps
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
+_RUN_LENGTHS = (1, 2)
+"""BI_RLE8 and BI_RLE4: Pillow decodes them in Python, pixel by pixel, and holds the interpreter lock all the while."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "box": Image.Resampling.BOX}
 
@@ -112,6 +114,8 @@ def decode(data: bytes, max_pixels: int | None = None, shorter_side: int | None 
         raise ImageTooLargeError(
             f"image is {width}x{height} = {width * height} pixels; allowed: at most {max_pixels} pixels"
         )
+    if picture.format == "BMP" and picture.info.get("compression") in _RUN_LENGTHS:
+        raise ImageError("a run-length encoded BMP; allowed: BMP without compression")
     if shorter_side is not None and picture.format == "JPEG":
         enough = math.ceil(SPARE * shorter_side)
         picture.draft(None, (enough, enough))

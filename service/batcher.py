@@ -278,12 +278,11 @@ class Batcher:
         gate_logits_G = None if entry.look is None else entry.payload.gate_logits_G
         _keep(entry, Outcome(logits_K, gate_logits_G, route, queue_s, trunk_s, last.body_s, last.ended_s))
 
-    def shed(self, urgency: int) -> bool:
-        """Refuse one image that waits and is less urgent, for a more urgent one; False when there is none."""
-        entry = self._scheduler.shed(urgency)
-        if entry is not None:
-            self._give_up([entry], urgency)
-        return entry is not None
+    def shed(self, urgency: int, images: int) -> bool:
+        """Refuse so many less urgent images that wait, for more urgent ones; False, and none, when there are fewer."""
+        given_up = self._scheduler.shed(urgency, images)
+        self._give_up(given_up or [], urgency)
+        return given_up is not None
 
     def make_room(self, now_s: float, deadline_s: float, window: Window, urgency: int) -> bool:
         """Whether one more image would be in time; less urgent ones that wait are refused where that helps."""

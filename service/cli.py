@@ -103,7 +103,10 @@ def run(app: FastAPI, settings: Settings) -> int:
     config = server_config(app, settings, FLUSH_S)
     state: ServiceState = app.state.service
     server = DrainingServer(config, state)
-    server.run()
+    try:
+        server.run()
+    except SystemExit:  # uvicorn has logged why it could not begin
+        return 1
     return 0 if server.started and not state.failed else 1
 
 

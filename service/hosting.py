@@ -114,10 +114,10 @@ def warm_up(checkpoint: Checkpoint, settings: Settings, cancelled: threading.Eve
     Raises InterruptedError soon after ``cancelled`` is set.
     """
     engine = build_engine(checkpoint, settings, cancelled)
-    for kept in ("graphs", "profiles"):
-        forget_unused(settings.cache_folder / kept)
     folder, net = settings.cache_folder / "profiles", checkpoint.net
     profile = kept_profile(folder, ProfileKey.of(checkpoint.manifest.network_id, engine), len(net.ladder))
+    for kept in ("graphs", "profiles"):  # what is used now has been touched
+        forget_unused(settings.cache_folder / kept)
     if profile is None:
         limit_s = settings.profile_limit_s / len(settings.model)
         profile = measured(checkpoint, engine, limit_s, cancelled)
@@ -202,9 +202,7 @@ class HostedModel:
         callers have been told, a moment later, and are not waited for.
         """
         missing = self.admitted + images - self.capacity
-        while missing > 0 and self.batcher.shed(urgency):
-            missing -= 1
-        if missing > 0:
+        if missing > 0 and not self.batcher.shed(urgency, missing):
             check_room(self.admitted, self.capacity, images, self.retry_after_s())
         self.admitted += images
 
@@ -217,7 +215,7 @@ class HostedModel:
         Raises DeadlineExceededError, outcome ``refused``, when it cannot be in time even at its narrowest
         slice, or only at the cost of images that are as urgent and were promised to be in time.
         """
-        deadline_s = math.inf if budget.latency_s is None else arrived_s + budget.latency_s
+        deadline_s = budget.deadline_s(arrived_s)
         lag_s = self._lag.allowance_s(now_s)
         done_by_s = deadline_s - lag_s
         if not self.batcher.make_room(now_s, done_by_s, window, budget.urgency):

@@ -16,6 +16,7 @@ import asyncio
 import os
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -67,6 +68,10 @@ class Patience:
 
     transport: asyncio.Transport
     loop: asyncio.AbstractEventLoop
+    timeout_keep_alive: int
+    timeout_keep_alive_task: asyncio.TimerHandle | None
+    timeout_keep_alive_handler: Callable[[], None]
+    cycle: Any
 
     def __init__(self, *args: Any, head_timeout_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -83,6 +88,19 @@ class Patience:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(self._head_timeout_s, self._give_up) if owed else None
+
+    def _stay(self) -> None:
+        """After bytes, with which uvicorn ends the wait for the next request: go on waiting where they began none.
+
+        So it is with the rest of a body whose answer was out before it had ended.
+        """
+        is_waiting = self._is_idle() and not self._watched and not self._is_refused
+        if is_waiting and self.timeout_keep_alive_task is None:
+            let_go = self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, let_go)
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _give_up(self) -> None:
         if self.transport.is_closing():
@@ -122,6 +140,7 @@ class AnyHttpProtocol(Patience, H11Protocol):
             return
         super().data_received(data)
         self._watch(self._owed())
+        self._stay()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -142,9 +161,6 @@ class AnyHttpProtocol(Patience, H11Protocol):
         else:
             self._is_refused = True
             super().send_400_response(msg)
-
-    def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
 
     def _owed(self) -> Owed:
         if self._is_refused or self.transport.is_closing() or not self._is_idle():
@@ -184,6 +200,7 @@ class HttpProtocol(Patience, HttpToolsProtocol):
         self._waiting += data
         self._advance()
         self._watch(self._owed())
+        self._stay()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -192,7 +209,7 @@ class HttpProtocol(Patience, HttpToolsProtocol):
             self._watch(self._owed())
 
     def _owed(self) -> Owed:
-        if self._is_refused or not (self.cycle is None or self.cycle.response_complete):
+        if self._is_refused or not self._is_idle():
             return ""
         if self._body_left:
             return "body"
@@ -206,7 +223,7 @@ class HttpProtocol(Patience, HttpToolsProtocol):
                 del self._waiting[: len(part)]
                 self._feed(part)
                 continue
-            if self.cycle is not None and not self.cycle.response_complete:
+            if not self._is_idle():
                 if len(self._waiting) > HEADER_LIMIT_BYTES:
                     self.flow.pause_reading()
                 return
@@ -252,6 +269,7 @@ class HttpProtocol(Patience, HttpToolsProtocol):
             self.config, self.server_state, self.app_state, self.loop, head_timeout_s=self._head_timeout_s
         )
         self._watch("")
+        self._is_refused = True  # by this protocol: what comes is the other one's
         self.connections.discard(self)
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)

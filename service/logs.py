@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Any
 
 import structlog
 
 
 def configure(log_format: str, level: str) -> None:
-    """Set up structlog and bring the standard library's loggers (uvicorn's among them) to the same form."""
+    """Set up structlog and bring the standard library's loggers (uvicorn's among them) to the same form.
+
+    What Pillow warns of in images goes nowhere: it would be lines of another form, and each kind of warning with its
+    numbers would be remembered for ever.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

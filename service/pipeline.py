@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ from service.telemetry import Telemetry, child
 
 DEFAULT_TOP_K = 5
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
@@ -53,22 +56,34 @@ class ImageRequest:
     spend: Callable[[int], None] | None = None
 
 
+async def before(deadline_s: float, done: str, work: Awaitable[T]) -> T:
+    """``work``; at the deadline it is cancelled, and DeadlineExceededError says what was to be done: "decoded"."""
+    if deadline_s == math.inf:
+        return await work
+    try:
+        async with asyncio.timeout(deadline_s - time.monotonic()):
+            return await work
+    except TimeoutError as error:
+        raise DeadlineExceededError(f"the deadline passed while the image was {done}", "expired") from error
+
+
 class Pipeline:
     """Everything between the wire and a model's batcher. Used on the event loop only."""
 
     def __init__(self, decoder: ImageDecoder, telemetry: Telemetry, cache: Cache | None = None) -> None:
         self._decoder, self._telemetry, self._cache = decoder, telemetry, cache
 
-    def precheck(self, model: HostedModel, budget: Budget) -> Window:
+    def precheck(self, model: HostedModel, budget: Budget, counted: Budget | None = None) -> Window:
         """The slices that the budgets allow; refuses before the body is read what no body could mend.
 
+        counted  what metrics take for the budget, where that is more than what binds yet.
         Raises BadRequestError, InfeasibleBudgetError and QueueFullError, and counts them.
         """
         try:
             allowed = window(budget, model.slices)
             model.check_room(budget.urgency)
         except SlicewiseError as error:
-            self._count(budget, outcome_of(error)[1])
+            self._count(counted or budget, outcome_of(error)[1])
             raise
         return allowed
 
@@ -143,7 +158,8 @@ class Pipeline:
     async def _classify(self, model: HostedModel, request: ImageRequest) -> Prediction:
         if self._cache is None:
             return (await self._compute(model, request))[0]
-        key = await self._cache_key(model, request)
+        deadline_s = request.budget.deadline_s(request.arrived_s)
+        key = await before(deadline_s, "hashed", self._cache_key(model, request))
         if key is None:
             child(self._telemetry.cache_requests, "bypass").inc()
             return (await self._compute(model, request))[0]
@@ -166,8 +182,8 @@ class Pipeline:
         began_s = time.monotonic()
         limit_s = None
         if request.budget.latency_s is not None:  # at most half of what is left: the rest is for computing
-            limit_s = (request.arrived_s + request.budget.latency_s - began_s) / 2
-            if limit_s <= 0:  # hashing waited for a thread; computing refuses an image that is late
+            limit_s = (request.budget.deadline_s(request.arrived_s) - began_s) / 2
+            if limit_s <= 0:  # computing refuses an image that is late
                 return None
         try:
             found = await cache.find(key, request.allowed, len(model.manifest.classes), limit_s)
@@ -217,17 +233,8 @@ class Pipeline:
             return data, None
         decoded = self._decoder.decode_tiny(data, model.manifest.input)
         if decoded is None:
-            decoded = await self._decode(model, data, deadline_s)
+            decoded = await before(deadline_s, "decoded", self._decoder.decode(data, model.manifest.input))
         return decoded.pixels_HWC, decoded
-
-    async def _decode(self, model: HostedModel, data: bytes, deadline_s: float) -> Decoded:
-        if deadline_s == math.inf:
-            return await self._decoder.decode(data, model.manifest.input)
-        try:
-            async with asyncio.timeout(deadline_s - time.monotonic()):
-                return await self._decoder.decode(data, model.manifest.input)
-        except TimeoutError as error:
-            raise DeadlineExceededError("the deadline passed while the image was decoded", "expired") from error
 
     @contextmanager
     def _account(self, model: HostedModel, request: ImageRequest) -> Iterator[None]:

@@ -6,6 +6,7 @@ another profile. Without one the service measures at start, within its bound, an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -101,7 +102,8 @@ def kept_profile(folder: Path | None, key: ProfileKey, widths: int) -> Profile |
     try:
         profile = _JSON.validate_json(file.read_bytes())
         profile.table()
-        os.utime(file)  # it is in use
+        with contextlib.suppress(OSError):
+            os.utime(file)  # it is in use
         if {timing.width for timing in profile.timings} != {None, *range(widths)}:
             raise ValueError(f"its slices are not the model's {widths}")
     except FileNotFoundError:

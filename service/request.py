@@ -36,6 +36,10 @@ class Budget:
     forced: Forced | None = None
     urgency: int = 3
 
+    def deadline_s(self, arrived_s: float) -> float:
+        """When an image that arrived then has to be answered; inf without a latency budget."""
+        return math.inf if self.latency_s is None else arrived_s + self.latency_s
+
     def kinds(self) -> tuple[str, ...]:
         """The budgets that are stated, by their metric label."""
         stated = {

@@ -160,13 +160,17 @@ class Scheduler:
             self._backlog.remove(entry.place)
         return selection
 
-    def shed(self, urgency: int) -> Entry | None:
-        """Give up the least urgent image that waits, of several the one due last; None if all are as urgent."""
-        rivals = self._less_urgent(urgency)
-        if not rivals:
+    def shed(self, urgency: int, images: int) -> list[Entry] | None:
+        """Give up the ``images`` least urgent that somebody waits for, of several the ones due last.
+
+        None, and none is given up, if fewer are less urgent: whoever has left has returned its place.
+        """
+        given_up = [entry for entry in self._less_urgent(urgency) if not entry.abandoned()][:images]
+        if len(given_up) < images:
             return None
-        self._give_up(rivals[0])
-        return rivals[0]
+        for entry in given_up:
+            self._give_up(entry)
+        return given_up
 
     def make_room(self, now_s: float, deadline_s: float, window: Window, urgency: int) -> list[Entry] | None:
         """Give up less urgent images, as few as it takes for one more to be in time; None if that would not help."""
@@ -208,7 +212,7 @@ class Scheduler:
         self._backlog.remove(entry.place)
 
     def has_less_urgent(self, urgency: int) -> bool:
-        """Whether ``shed`` would find an image."""
+        """Whether ``shed`` might find an image."""
         return any(queue.has_less_urgent(urgency) for queue in self._queues)
 
     def clear(self) -> tuple[Entry, ...]:

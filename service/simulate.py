@@ -152,10 +152,10 @@ class Run:
     def _make_room(self, arrival: Arrival, deadline_s: float, now_s: float) -> bool:
         """Admission, as in the service: less urgent images are given up for a more urgent one."""
         if self._in_work >= self._machine.capacity_images:
-            victim = self._scheduler.shed(arrival.urgency)
-            if victim is None:
+            shed = self._scheduler.shed(arrival.urgency, 1)
+            if shed is None:
                 return False
-            self._settle(victim, Served(Outcome.REFUSED))
+            self._settle(shed[0], Served(Outcome.REFUSED))
         given_up = self._scheduler.make_room(now_s, deadline_s, arrival.window, arrival.urgency)
         for victim in given_up or []:
             self._settle(victim, Served(Outcome.REFUSED))

@@ -71,7 +71,7 @@ class Telemetry:
         )
         self.rejections = Counter(
             "slicewise_rejections_total",
-            "Requests answered with an error, by error type.",
+            "Requests answered with an error, and single images of a batch that failed, by error type.",
             ["reason"],
             registry=registry,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -15,7 +16,7 @@ from service import quota
 from service.api.keys import Key, Role, shown_key
 from service.api.problems import PROBES
 from service.api.state import state_of
-from service.errors import ForbiddenError, QuotaError, StoreError, UnauthorizedError
+from service.errors import ForbiddenError, OverloadError, QuotaError, StoreError, UnauthorizedError
 from service.quota import Limit
 from service.request import Budget
 from service.store import Quotas
@@ -111,10 +112,20 @@ def granted(request: Request, stated: Budget) -> Budget:
     return stated if key is None else key.grant(stated)
 
 
-async def admit(request: Request, budget: Budget) -> Callable[[int], None] | None:
+@contextmanager
+def counting_refusals(request: Request, budget: Budget) -> Iterator[None]:
+    """Count the budget as refused where the service wants no more work."""
+    try:
+        yield
+    except OverloadError:
+        state_of(request).telemetry.count_budgets(budget, "refused")
+        raise
+
+
+async def admit(request: Request) -> Callable[[int], None] | None:
     """Let a request in that will compute, within its client's quota; returns what charges it, None without a quota.
 
-    Raises QuotaError, and counts the budgets as refused.
+    Raises QuotaError.
     """
     state = state_of(request)
     key: Key | None = request.scope.get(_KEY)
@@ -123,11 +134,7 @@ async def admit(request: Request, budget: Budget) -> Callable[[int], None] | Non
         return None
     client = f"key:{key.name}" if key is not None else f"address:{_network(request)}"
     allowance = request.scope[_ALLOWANCE] = Allowance(state.quotas, client, limit)
-    try:
-        await allowance.admit()
-    except QuotaError:
-        state.telemetry.count_budgets(budget, "refused")
-        raise
+    await allowance.admit()
     return allowance.spend
 
 

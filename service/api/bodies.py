@@ -27,6 +27,10 @@ DISCARD_TIMES = 4
 can finish writing and read its 413. Beyond it the connection is closed."""
 
 
+PIECE_BYTES = 65_536
+"""So much of a multipart body is parsed in one go, then others have the event loop."""
+
+
 class _InMemoryParser(MultiPartParser):
     """The body is bounded before it is parsed, so that nothing needs to spill to disk."""
 
@@ -104,7 +108,9 @@ async def image_parts(request: Request, body: bytes, limit_images: int) -> list[
         )
 
     async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
+        for start in range(0, len(body), PIECE_BYTES):
+            yield body[start : start + PIECE_BYTES]
+            await asyncio.sleep(0)
 
     # One more than allowed is let through, so that the excess is answered by us, with the number allowed.
     parser = _InMemoryParser(request.headers, stream(), max_files=limit_images + 1, max_fields=16)

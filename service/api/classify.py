@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
 from service import errors
-from service.api.access import GuardedRoute, admit, bypasses_cache, granted
+from service.api.access import GuardedRoute, admit, bypasses_cache, counting_refusals, granted
 from service.api.bodies import image_parts, one_image, read_body
 from service.api.budget_headers import header_parameters, parse_budget
 from service.api.problems import QUOTA_HEADERS, describe, header, responses
@@ -113,13 +113,12 @@ router = APIRouter(prefix="/v1", tags=["classification"], route_class=QueryRoute
 
 @dataclass(frozen=True, slots=True)
 class _Received:
-    """What every classification starts from: headers and query parsed, then the whole body read."""
+    """What every classification starts from: headers and query, parsed, and when the whole body was there."""
 
     model: HostedModel
     budget: Budget
     allowed: Window
     top_k: int
-    body: bytes
     arrived_s: float
     bypasses_cache: bool
     spend: Callable[[int], None] | None
@@ -130,20 +129,18 @@ class _Received:
         )
 
 
-async def _receive(request: Request, lease: Lease, query: ClassifyQuery, limit_bytes: int) -> _Received:
-    """Refuse what can be refused before the body is read, then read it."""
+async def _receive(request: Request, lease: Lease, query: ClassifyQuery, limit_bytes: int) -> tuple[_Received, bytes]:
+    """Refuse what can be refused before the body is read, then read it; last, the body."""
     state = state_of(request)
     budget = granted(request, parse_budget(request.scope["headers"]))
-    try:
+    with counting_refusals(request, budget):
         model = state.find(query.model, query.version)
-    except errors.OverloadError:
-        state.telemetry.count_budgets(budget, "refused")
-        raise
     top_k = check_top_k(query.top_k, len(model.manifest.classes))
     allowed = state.pipeline.precheck(model, budget)
-    spend = await admit(request, budget)
-    body = await read_body(request, lease, limit_bytes, state.settings.body_timeout_s)
-    return _Received(model, budget, allowed, top_k, body, time.monotonic(), bypasses_cache(request), spend)
+    with counting_refusals(request, budget):
+        spend = await admit(request)
+        body = await read_body(request, lease, limit_bytes, state.settings.body_timeout_s)
+    return _Received(model, budget, allowed, top_k, time.monotonic(), bypasses_cache(request), spend), body
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -181,9 +178,10 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
     """Classify one image with just the slice of the network that it needs."""
     state = state_of(request)
     with state.working() as lease:
-        received = await _receive(request, lease, query, state.settings.body_limit_bytes)
+        received, body = await _receive(request, lease, query, state.settings.body_limit_bytes)
         hosted = received.model
-        image = received.image(await one_image(request, received.body))
+        image = received.image(await one_image(request, body))
+        del body  # the image is a copy, unless it is the body
         prediction = await while_connected(request, state.pipeline.classify(hosted, image))
     structlog.contextvars.bind_contextvars(**log_fields(prediction))
     began_s = time.perf_counter()
@@ -203,9 +201,10 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
     """Classify several images; each is routed on its own, and one bad image fails that item only."""
     state = state_of(request)
     with state.working() as lease:
-        received = await _receive(request, lease, query, state.settings.batch_body_limit_bytes)
+        received, parts = await _receive(request, lease, query, state.settings.batch_body_limit_bytes)
         hosted = received.model
-        images = await image_parts(request, received.body, state.settings.batch_limit_images)
+        images = await image_parts(request, parts, state.settings.batch_limit_images)
+        del parts  # the images are copies
         if not images:
             raise errors.BadRequestError("multipart body has no part 'image'; allowed: at least 1")
         work = [received.image(image) for image in images]

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request, Response
 
 from service import errors
 from service.api import budget_headers
-from service.api.access import GuardedRoute, admit, bypasses_cache, granted
+from service.api.access import GuardedRoute, admit, bypasses_cache, counting_refusals, granted
 from service.api.bodies import read_body
 from service.api.classify import while_connected
 from service.api.open_inference_documents import INFER, json_body
@@ -40,10 +40,10 @@ from service.api.open_inference_schemas import (
 from service.api.open_inference_wire import F32, MOST_LENGTH, Call, Wanted, inflate, json_length, parse_call, render
 from service.api.problems import QUOTA_HEADERS, header, responses
 from service.api.schemas import answer_headers, log_fields
-from service.api.state import Lease, ServiceState, state_of
+from service.api.state import Lease, state_of
 from service.hosting import HostedModel
-from service.pipeline import ImageRequest
-from service.request import Budget, Prediction
+from service.pipeline import ImageRequest, before
+from service.request import Prediction
 
 router = APIRouter(prefix="/v2", tags=["open inference"], route_class=GuardedRoute)
 
@@ -167,16 +167,25 @@ async def _receive(request: Request, lease: Lease, name: str, version: str | Non
     """Refuse what can be refused before the body is read, then read and parse it."""
     state, settings = state_of(request), state_of(request).settings
     stated = budget_headers.parse_budget(request.scope["headers"])
-    model = _found(state, name, version, stated)
-    state.pipeline.precheck(model, stated)
-    spend = await admit(request, stated)
+    counted = granted(request, stated)  # of the key's defaults none binds before the parameters are known
+    with counting_refusals(request, counted):
+        model = state.find(name, version)
+    state.pipeline.precheck(model, stated, counted)
     json_bytes = json_length(_raw(request, LENGTH_HEADER))
     limit = settings.body_limit_bytes if json_bytes is None else settings.batch_body_limit_bytes
-    body = await read_body(request, lease, limit, settings.body_timeout_s)
+    with counting_refusals(request, counted):
+        spend = await admit(request)
+        body = await read_body(request, lease, limit, settings.body_timeout_s)
     arrived_s = time.monotonic()
     spec = model.manifest.input
     allowed = InputShape(spec.height, spec.width, settings.batch_limit_images)
-    call, images = await _parsed(request, lease, body, json_bytes, allowed)
+    try:
+        with counting_refusals(request, counted):
+            parsing = _parsed(request, lease, body, json_bytes, allowed)
+            call, images = await before(stated.deadline_s(arrived_s), "parsed", parsing)
+    except errors.DeadlineExceededError:
+        state.telemetry.count_budgets(counted, "expired")
+        raise
     budget = granted(request, merged_budget(stated, call.parameters, len(model.slices) - 1))
     outputs = wanted_outputs(call, budget.forced is not None)
     window = state.pipeline.precheck(model, budget)
@@ -189,14 +198,6 @@ def _raw(request: Request, name: str) -> list[bytes]:
     """Every value of a header as it arrived."""
     wanted = name.lower().encode()
     return [value for header_name, value in request.scope["headers"] if header_name == wanted]
-
-
-def _found(state: ServiceState, name: str, version: str | None, stated: Budget) -> HostedModel:
-    try:
-        return state.find(name, version)
-    except errors.OverloadError:
-        state.telemetry.count_budgets(stated, "refused")
-        raise
 
 
 async def _parsed(

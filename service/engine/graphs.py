@@ -103,8 +103,13 @@ def _keep(file: Path, graph: bytes) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as partial:
-            partial.write(graph)
-        Path(partial.name).replace(file)
+            try:
+                partial.write(graph)
+                partial.flush()
+                Path(partial.name).replace(file)
+            except BaseException:
+                Path(partial.name).unlink(missing_ok=True)
+                raise
     except OSError as error:
         log.warning("graph_not_kept", file=str(file), error=str(error))
 

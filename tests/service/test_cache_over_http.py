@@ -152,6 +152,7 @@ def test_an_answer_that_is_found_after_the_deadline_is_refused_as_any_other(cach
     before = counts(cached)
     late = cached.client.post("/v1/classify", content=random_image(5), headers=PNG | {"latency-budget": "20ms"})
     assert (late.status_code, late.json()["error_type"]) == (504, "deadline_exceeded")
+    assert late.json()["outcome"] == "expired"
     assert change(cached, before) == {}
 
 

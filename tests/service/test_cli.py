@@ -128,6 +128,14 @@ def test_settings_that_are_wrong_are_named():
     assert "workers" in err
 
 
+def test_a_port_that_is_taken_ends_serve_with_1(repository):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, _, err = run("serve", "--repository", str(repository), "--model", "tiny", "--port", port)
+    assert code == 1
+    assert "address already in use" in err
+
+
 def test_a_model_that_is_not_there_is_named(repository):
     code, _, err = run("serve", "--repository", str(repository), "--model", "nope")
     assert code == 1

@@ -1,5 +1,6 @@
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -168,6 +169,15 @@ def test_a_kept_graph_is_neither_exported_nor_optimised_again(net, factory):
     assert (answer(first) == answer(again)).all()
     with pytest.raises(AssertionError, match="exported again"):
         factory.session("body 0", never)
+
+
+def test_a_graph_that_the_disk_has_no_room_for_leaves_nothing_there(net, factory, tmp_path, monkeypatch):
+    def full(file, *args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert answer(factory.session("gate", lambda: a_graph(net))).shape[0] == 3
+    assert list((tmp_path / "graphs").glob("*/*")) == []
 
 
 @pytest.mark.parametrize("context", [("other digest", "processor"), ("digest", "other processor")])

@@ -233,8 +233,10 @@ def test_bodies_together_are_bounded(start):
         held.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n" + b"x" * 80_000)
         while server.state.body_bytes < 80_000:
             time.sleep(0.005)
-        response = server.client.post("/v1/classify", content=b"x" * 30_000, headers=PNG)
-        assert "100000 bytes" in check(response, 503, "queue_full")
+        for count, path in enumerate(("/v1/classify", "/v2/models/tiny/infer"), 1):
+            response = server.client.post(path, content=b"x" * 30_000, headers=PNG | {"latency-budget": "5s"})
+            assert "100000 bytes" in check(response, 503, "queue_full")
+            assert server.metric("slicewise_budget_requests_total", kind="latency", result="refused") == count
         held.close()
         while server.state.active:
             time.sleep(0.005)

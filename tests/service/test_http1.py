@@ -222,6 +222,25 @@ def test_a_body_that_drips_after_its_answer_does_not_hold_the_connection(impatie
     assert statuses(dripped(impatient.port, request, b"x" * 4096)) == [400]
 
 
+@pytest.mark.parametrize(
+    ("length", "rest"),
+    [(b"Content-Length: 5000\r\n\r\n", b"x" * 5000), (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n0\r\n\r\n")],
+    ids=["plain", "by h11"],
+)
+def test_a_connection_whose_body_ended_after_its_answer_is_let_go_and_may_be_used_again(impatient, length, rest):
+    request = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nCompute-Budget: -1\r\n" + length
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=10) as connection:
+        connection.sendall(request)
+        assert statuses(connection.recv(65536)) == [400]
+        connection.sendall(rest)
+        connection.sendall(PROBE % b"")
+        assert statuses(connection.recv(65536)) == [200]
+        connection.sendall(request)
+        assert statuses(connection.recv(65536)) == [400]
+        connection.sendall(rest)
+        assert connection.recv(65536) == b""  # after keep_alive_s
+
+
 @pytest.mark.parametrize("rest", [b"no chunk\r\n", b"0\r\nX: " + b"a" * 200_000])
 def test_what_is_wrong_with_a_body_after_its_answer_is_not_answered_again(server, rest, caplog):
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nCompute-Budget: -1\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import struct
 import threading
+import warnings
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -11,8 +13,8 @@ import pytest_asyncio
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.transform import InputSpec, load_pixels
-from service import images
+from models.transform import ImageTooLargeError, InputSpec, decode, load_pixels
+from service import images, logs
 from service.errors import BadImageError, TooLargeError
 from service.images import MEDIA_TYPES, ImageDecoder, sniff_media_type
 
@@ -78,6 +80,28 @@ async def test_what_does_not_decode_is_a_bad_image_and_harms_nobody(decoder: Ima
     with pytest.raises(BadImageError):
         await decoder.decode(data, SPEC)
     await decoder.decode(encoded("PNG"), SPEC)
+
+
+async def test_a_bmp_that_only_python_could_decode_is_refused(decoder: ImageDecoder) -> None:
+    header = struct.pack("<IIIHHIIIIII", 40, 900, 1, 1, 8, 1, 4, 0, 0, 0, 0)  # BI_RLE8
+    data = b"BM" + struct.pack("<IHHI", 14 + len(header) + 1024 + 4, 0, 0, 14 + len(header) + 1024)
+    data += header + bytes(1024) + b"\x01\x00\x00\x00"
+    assert Image.open(io.BytesIO(data)).info["compression"] == 1
+    with pytest.raises(BadImageError, match="run-length encoded BMP; allowed: BMP without compression"):
+        await decoder.decode(data, SPEC)
+
+
+def test_what_pillow_warns_of_is_neither_printed_nor_remembered(capfd: pytest.CaptureFixture[str]) -> None:
+    header = struct.pack("<IIIIHHIIIIII", 54, 40, 10_001, 9_001, 1, 24, 0, 0, 0, 0, 0, 0)
+    remembered = vars(Image).setdefault("__warningregistry__", {})
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        logs.configure("json", "info")
+        remembered.clear()
+        with pytest.raises(ImageTooLargeError):
+            decode(b"BM" + bytes(8) + header, max_pixels=1000)
+    assert not [key for key in remembered if key != "version"]
+    assert capfd.readouterr().err == ""
 
 
 async def test_too_many_pixels_are_refused_with_both_numbers(decoder: ImageDecoder) -> None:

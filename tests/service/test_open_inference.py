@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 from importlib.metadata import version
 
 import numpy as np
@@ -41,6 +42,19 @@ def client(server):
 @pytest.fixture(scope="module")
 def http(server):
     return server.client
+
+
+def test_a_deadline_holds_while_the_body_waits_to_be_parsed(server, http):
+    held, asked = threading.Event(), server.metric("slicewise_budget_requests_total", kind="latency", result="expired")
+    parser = server.state.parser.submit(held.wait, 10)
+    body = json.dumps(PROBE) + " " * 300_000
+    try:
+        late = http.post("/v2/models/tiny/infer", content=body, headers={"latency-budget": "100ms"})
+    finally:
+        held.set()
+        parser.result()
+    assert (late.status_code, late.json()["outcome"]) == (504, "expired")
+    assert server.metric("slicewise_budget_requests_total", kind="latency", result="expired") == asked + 1
 
 
 def pixel_input(pixels=PIXELS[:1], binary=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 
 import httpx
 import pytest
@@ -44,6 +45,46 @@ def test_gate_slack_narrows_under_load_and_says_so(start):
         slices = [answer.json()["slice"] for answer in asyncio.run(all_at_once())]
     assert "load" in {found["reason"] for found in slices}
     assert {found["width"] for found in slices if found["reason"] == "load"} == {0}
+
+
+def test_nobody_is_given_up_for_a_batch_that_finds_no_room_all_the_same(start):
+    with start(queue_capacity_images=4, batch_limit_images=4, workers=1) as server:
+        model, computing = server.state.models["tiny"], threading.Event()
+        engine, go_on = model.batcher._engine, threading.Event()
+        whole = engine.trunk
+
+        def slow(images):
+            computing.set()
+            go_on.wait(20)
+            return whole(images)
+
+        engine.trunk = slow
+
+        async def all_of_it():
+            async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+
+                def post(count, urgency):
+                    files = [("image", ("x.png", IMAGE["content"], "image/png"))] * count
+                    return client.post("/v1/classify/batch", files=files, headers={"Priority": f"u={urgency}"})
+
+                relaxed = [asyncio.create_task(post(1, 7))]
+                await asyncio.to_thread(computing.wait, 20)
+                relaxed += [asyncio.create_task(post(1, 7)) for _ in range(3)]
+                while model.admitted < 4:
+                    await asyncio.sleep(0.005)
+                refused = await post(4, 0)  # one of the four is being computed
+                asked = asyncio.create_task(post(2, 0))
+                while sum(task.done() for task in relaxed) < 2:
+                    await asyncio.sleep(0.005)
+                go_on.set()
+                return refused, await asked, await asyncio.gather(*relaxed)
+
+        refused, urgent, relaxed = asyncio.run(all_of_it())
+    assert (refused.status_code, refused.json()["error_type"]) == (503, "queue_full")
+    assert "given up" not in refused.text
+    assert [result.get("status", 200) for result in urgent.json()["results"]] == [200, 200]
+    found = sorted(answer.json()["results"][0].get("status", 200) for answer in relaxed)
+    assert found == [200, 200, 503, 503]
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_with_its_prediction(start):

@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from support import random_image
@@ -77,6 +78,21 @@ def test_a_warm_up_keeps_what_it_measured_and_the_next_takes_it(tmp_path, monkey
     monkeypatch.setattr("service.hosting.measured", None)
     again = warm_up(checkpoint, settings, threading.Event())
     assert again.table == first.table
+
+
+def test_a_profile_that_was_long_unused_is_taken_once_more(tmp_path, monkeypatch, checkpoint, make_settings):
+    settings = make_settings(cache_dir=tmp_path, profile_limit_s=20)
+    first = warm_up(checkpoint, settings, threading.Event())
+    (file,) = (tmp_path / "profiles").iterdir()
+    os.utime(file, (0, time.time() - 31 * 86_400))
+    monkeypatch.setattr("service.hosting.measured", None)
+    assert warm_up(checkpoint, settings, threading.Event()).table == first.table
+
+
+def test_a_profile_on_a_disk_that_is_read_only_is_taken(tmp_path, monkeypatch, profile):
+    keep_profile(tmp_path, profile)
+    monkeypatch.setattr(os, "utime", Mock(side_effect=OSError("read-only file system")))
+    assert kept_profile(tmp_path, profile.key, 4) == profile
 
 
 def test_another_input_transform_is_another_network(checkpoint):

@@ -284,10 +284,22 @@ def test_the_least_urgent_image_that_is_due_last_is_given_up():
     for name, (urgency, due_s) in enumerate([(3, 9.0), (7, 1.0), (7, 2.0), (5, 9.0)]):
         push(s, name=name, urgency=urgency, due_s=due_s)
     assert s.has_less_urgent(6)
-    assert [s.shed(3).payload for _ in range(3)] == [2, 1, 3]
+    assert s.shed(3, 4) is None
+    assert [entry.payload for _ in range(2) for entry in s.shed(3, 1)] == [2, 1]
+    assert s.shed(3, 2) is None
+    assert [entry.payload for entry in s.shed(3, 1)] == [3]
     assert not s.has_less_urgent(3)
-    assert s.shed(3) is None
+    assert s.shed(3, 1) is None
     assert len(s) == 1
+
+
+def test_who_has_left_gives_no_place_up():
+    s, gone = scheduler(), Caller()
+    push(s, name=0, due_s=9.0, urgency=7, caller=gone)
+    push(s, name=1, due_s=1.0, urgency=5)
+    gone.gone = True
+    assert s.shed(3, 2) is None
+    assert [entry.payload for entry in s.shed(3, 1)] == [1]
 
 
 def test_only_what_waits_can_be_given_up():
