@@ -79,6 +79,7 @@ function fail(error) {
   if (!(error instanceof wire.Problem)) throw error;
   state.problem = error;
   state.served = null;
+  if (error.status === 401) view.showKeyField();
   view.showProblem(error, state.info);
 }
 
@@ -168,11 +169,18 @@ function addSample(at, counts) {
   drawMix();
 }
 
+const again = () => (state.info ? classify() : start());
+
 function listen() {
   for (const id of ["compute", "latency", "floor", "width"]) byId(id).addEventListener("input", budgetMoved);
   byId("reset").addEventListener("click", reset);
   byId("apply").addEventListener("click", applyAllowed);
-  byId("retry").addEventListener("click", () => (state.info ? classify() : start()));
+  byId("retry").addEventListener("click", again);
+  byId("key-field").addEventListener("submit", (event) => {
+    event.preventDefault();
+    wire.useKey(byId("key").value.trim());
+    again();
+  });
   byId("model").addEventListener("change", modelPicked);
   byId("file").addEventListener("change", () => take(byId("file").files[0]));
   byId("preview").addEventListener("error", view.hideImage);

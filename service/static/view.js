@@ -6,6 +6,11 @@ import * as text from "./text.js";
 
 const STAGES = { decode: "Decode", queue: "Queue", trunk: "Trunk", body: "Body", total: "Total" };
 
+export function showKeyField() {
+  byId("key-field").hidden = false;
+  byId("key").focus();
+}
+
 export function showModels(models, chosen) {
   byId("model").replaceChildren(...models.map((model) => element("option", { value: model.name }, model.name)));
   byId("model").value = chosen;
@@ -91,7 +96,7 @@ export function showProblem(problem, info) {
   byId("problem-detail").textContent = text.problemDetail(problem);
   byId("apply").hidden = problem.feasible === null;
   // The same request may do better a moment later.
-  byId("retry").hidden = problem.status !== 0 && problem.status < 500;
+  byId("retry").hidden = problem.status !== 0 && problem.status !== 429 && problem.status < 500;
   byId("announce").textContent = "";
   byId("brief").textContent = title;
 }

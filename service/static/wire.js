@@ -12,10 +12,17 @@ export class Problem extends Error {
   }
 }
 
+let key = ""; // kept by this page alone, and only while it is open
+
+export const useKey = (given) => {
+  key = given;
+};
+
 async function ask(path, options = {}) {
+  const shown = key ? { Authorization: `Bearer ${key}` } : {};
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, headers: { ...options.headers, ...shown } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, { error_type: "unreachable" }, null);

@@ -1,6 +1,7 @@
 """The page at /: what is sent, and what a browser makes of it."""
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -145,13 +146,13 @@ def _is_ready(url):
 class Page:
     """The page in a browser, as a visitor uses it."""
 
-    def __init__(self, driver, url):
+    def __init__(self, driver, url, said=None):
         self.driver, self.url = driver, url
         self.size(1280, 900)
         driver.get_log("performance")
         driver.get_log("browser")
         driver.get(f"{url}/")
-        self.until(lambda: "slices" in self.text("model-line"))
+        self.until(lambda: (said or "slices") in driver.find_element(By.TAG_NAME, "body").text)
 
     def size(self, width, height):
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -206,7 +207,7 @@ class Page:
     def console_errors(self, *expected_statuses):
         """What the console complains of, but for answers with these statuses."""
         expected = tuple(f"with a status of {status} " for status in expected_statuses)
-        entries = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] != "INFO"]
+        entries = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] not in ("DEBUG", "INFO")]
         return [entry for entry in entries if not any(text in entry for text in expected)]
 
     def overflow(self):
@@ -345,3 +346,23 @@ def test_of_several_models_one_is_chosen(driver, start, picture):
         page.until(lambda: page.at("answer").is_displayed())
         assert page.console_errors(503) == []
         driver.get("about:blank")  # the page would ask a server that is gone
+
+
+def test_where_keys_are_asked_for_the_page_takes_one(driver, start, picture, tmp_path):
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[keys.page]\nsha256 = "{hashlib.sha256(b"open-sesame").hexdigest()}"\nquota = "0.01M"\n')
+    with start(keys_file=keys, quota_burst_s=1) as server:
+        page = Page(driver, server.url, "This service asks for an API key.")
+        page.at("key").send_keys("wrong", Keys.ENTER)
+        page.until(lambda: server.metric("slicewise_rejections_total", reason="unauthorized") == 2)
+        assert not page.at("answer").is_displayed()
+        page.at("key").clear()
+        page.at("key").send_keys("open-sesame", Keys.ENTER)
+        page.until(lambda: page.text("model-line").startswith("tiny"))
+        page.upload(picture)
+        page.until(lambda: page.at("answer").is_displayed())
+        page.at("reset").click()
+        page.until(lambda: page.text("problem-title") == "The compute quota of this client is spent.")
+        assert page.at("retry").is_displayed()
+        assert page.console_errors(401, 429) == []
+        driver.get("about:blank")
