@@ -26,12 +26,22 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init-from", type=Path, metavar="CHECKPOINT", help="fine-tune: begin with its tensors")
     parser.add_argument("--dataset-name", help="for the manifest, instead of the recipe's")
     parser.add_argument("--hold-out", type=int, metavar="IMAGES", help="instead of the recipe's; a multiple of classes")
-    parser.add_argument("--epochs", type=int, help="one learning-rate cycle of so many, instead of the recipe's")
+    parser.add_argument(
+        "--epochs", type=positive, help="one round of one learning-rate cycle of so many, instead of the recipe's"
+    )
     parser.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
     parser.add_argument("--seed", type=int, help="instead of the recipe's")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode and augment; 0: none (default)")
-    parser.add_argument("--threads", type=int, help="CPU threads; all cores when absent")
+    parser.add_argument("--threads", type=positive, help="CPU threads; all cores when absent")
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} given; needed: at least 1")
+    return number
 
 
 def adjusted(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
@@ -41,7 +51,7 @@ def adjusted(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
         then = ()
         stage = replace(stage, cycles=(arguments.epochs,), warmup_epochs=min(stage.warmup_epochs, arguments.epochs / 4))
     if arguments.lr is not None:
-        stage = replace(stage, lr=arguments.lr)
+        stage, then = replace(stage, lr=arguments.lr), tuple(replace(later, lr=arguments.lr) for later in then)
     seed = recipe.seed if arguments.seed is None else arguments.seed
     hold_out = recipe.hold_out if arguments.hold_out is None else arguments.hold_out
     return replace(recipe, supernet=stage, then=then, seed=seed, hold_out=hold_out)

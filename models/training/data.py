@@ -92,13 +92,13 @@ def load_folder(
 def split_hold_out(images: LabelledImages, count: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """(rest, hold-out): ``count`` images, the same number of each class, drawn by ``seed``.
 
-    Raises ValueError when ``count`` does not divide by the number of classes or leaves a class empty.
+    Raises ValueError when ``count`` does not divide by the number of classes, or takes none or all of one.
     """
     per_class, odd = divmod(count, len(images.classes))
     smallest = int(np.bincount(images.labels, minlength=len(images.classes)).min())
-    if odd or per_class >= smallest:
+    if odd or not 1 <= per_class < smallest:
         raise ValueError(
-            f"hold-out of {count} images: needs a multiple of {len(images.classes)} classes and fewer than "
+            f"hold-out of {count} images: needs a multiple of {len(images.classes)} classes, at least 1 and fewer than "
             f"{smallest} per class"
         )
     generator = np.random.default_rng(seed)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint
 from models.supernet import Supernet
+from models.training.recipes import Recipe
 
 LEAST_SHARE = 0.5
 """Of a network's parameters, what a checkpoint must give: with less, training hardly begins with it."""
@@ -23,6 +24,21 @@ def with_classes(config: dict[str, Any], classes: int) -> dict[str, Any]:
     if classes < 2:
         raise ValueError(f"{classes} classes; needed: at least 2")
     return config | {"classes": classes}
+
+
+def require_teacher(recipe: Recipe, classes: tuple[str, ...], checkpoint: Checkpoint | None) -> None:
+    """ValueError where a round of the recipe learns from the checkpoint, and that is absent or of other images."""
+    weights = [stage.origin_weight for stage in recipe.rounds if stage.origin_weight]
+    if not weights:
+        return
+    asked = f"recipe {recipe.name} learns from the checkpoint that it begins with (origin_weight {weights[0]:g})"
+    if checkpoint is None:
+        raise ValueError(f"{asked} and there is none; needed: --init-from")
+    if checkpoint.manifest.classes != classes:
+        given = ", ".join(checkpoint.manifest.classes[:12])
+        raise ValueError(f"{asked}, whose classes are {given}; needed: those of the images, {', '.join(classes[:12])}")
+    if checkpoint.manifest.input != recipe.input_spec:
+        raise ValueError(f"{asked}, whose input is {checkpoint.manifest.input}; needed: {recipe.input_spec}")
 
 
 def _leading(given: Tensor, own: Tensor) -> Tensor:

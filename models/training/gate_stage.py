@@ -106,13 +106,12 @@ def train_head(
         head.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
     )
     count = len(data.labels_N)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, max(1, recipe.epochs * (count // recipe.batch_size))
-    )
+    size = min(recipe.batch_size, count)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, recipe.epochs * (count // size)))
     for _ in range(recipe.epochs):
         order = torch.randperm(count, generator=generator)
-        for start in range(0, count - recipe.batch_size + 1, recipe.batch_size):
-            chosen = order[start : start + recipe.batch_size]
+        for start in range(0, count - size + 1, size):
+            chosen = order[start : start + size]
             batch = GateData(data.inputs_NR[chosen], data.logits_NGK[chosen], data.labels_N[chosen])
             loss = gate_loss(head(batch.inputs_NR), batch, relative_madds_G, recipe, generator)
             optimizer.zero_grad()
@@ -155,7 +154,7 @@ def fit_gate(
     Preferred is the best top-1 at ``recipe.operating.compare_at`` of the widest slice's MAdds, among gates
     that choose there; where none does (all slices may be equally right), the best of all, and it is said.
     """
-    data = collect(net, batches, recipe.gate_views, first_epoch=1_000_000, bf16=recipe.supernet.bf16)
+    data = collect(net, batches, recipe.gate_views, first_epoch=1_000_000, bf16=recipe.last_round.bf16)
     base = evaluate(net, hold_out, spec)
     served_G = torch.tensor([float(base.decision.madds[choice]) for choice in net.gate_choices])
     candidates: list[tuple[Evaluation, nn.Module]] = []

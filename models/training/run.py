@@ -21,7 +21,7 @@ from models.tensors import round_weights
 from models.training.calibrate import calibrate
 from models.training.data import Batches, LabelledImages, load_folder, split_hold_out
 from models.training.evaluate import Evaluation, evaluate
-from models.training.fine_tune import initialise, with_classes
+from models.training.fine_tune import initialise, require_teacher, with_classes
 from models.training.gate_stage import GateFit, fit_gate
 from models.training.operating import calibration_error, cross_fitted
 from models.training.recipes import Recipe
@@ -142,16 +142,19 @@ def train(
     """
     where = where or Where()
     require_new(out_dir)  # before the hours, not after them
+    origin = None if init_from is None else load(locate(init_from))
     images = load_folder(splits.train, recipe.input_spec)
-    test = None if splits.test is None else load_folder(splits.test, recipe.input_spec, images.classes)
+    classes = images.classes
+    require_teacher(recipe, classes, origin)
+    test = None if splits.test is None else load_folder(splits.test, recipe.input_spec, classes)
     rest, hold_out = split_hold_out(images, recipe.hold_out, recipe.seed)
-    net, origin = new_network(recipe, len(images.classes), where), None
-    if init_from is not None:
-        origin = load(locate(init_from))
+    del images  # both parts are copies
+    net = new_network(recipe, len(classes), where)
+    if origin is not None:
         fresh = initialise(net, origin)
         tqdm.write(f"began with {init_from}; fresh: {', '.join(fresh) or 'nothing'}")
     train_s = train_supernet(recipe, net, rest, where, run_dir, origin)
-    batches = where.batches(rest, replace(recipe, supernet=recipe.rounds[-1]))
+    batches = where.batches(rest, replace(recipe, supernet=recipe.last_round))
     fit = fit_gate(net, batches, hold_out, recipe.input_spec, recipe)
     measured = [("hold-out", fit.evaluation)]
     if test is not None:
@@ -160,7 +163,7 @@ def train(
     began = None if origin is None else origin.manifest.digest
     run = recipe.to_json() | {"init_from": began, "hardware": where.describe(), "supernet_train_s": round(train_s)}
     return save(
-        out_dir, net, classes=images.classes, input_spec=recipe.input_spec, accuracy=slice_accuracy(measured),
+        out_dir, net, classes=classes, input_spec=recipe.input_spec, accuracy=slice_accuracy(measured),
         gate=gate_record(fit, measured), dataset={"name": splits.name or recipe.dataset} | counts, recipe=run,
     )  # fmt: skip
 

@@ -65,7 +65,7 @@ class SupernetArm:
 
 
 def shortened(recipe: Recipe, targets: Targets, seed: int, epochs: int) -> Recipe:
-    """``recipe`` as an arm: one learning-rate cycle of ``epochs``, other targets, another seed.
+    """``recipe`` as an arm: one round of one learning-rate cycle of ``epochs``, other targets, another seed.
 
     The teacher's average reaches as far back, measured in lengths of the run, as it does in ``recipe``:
     else it would lag behind for much of a short run, and the short run would say little about the long one.
@@ -75,7 +75,7 @@ def shortened(recipe: Recipe, targets: Targets, seed: int, epochs: int) -> Recip
         stage, cycles=(epochs,), targets=targets, warmup_epochs=min(stage.warmup_epochs, epochs / 4),
         ema_decay=max(0.0, 1 - (1 - stage.ema_decay) * stage.epochs / epochs),
     )  # fmt: skip
-    return replace(recipe, supernet=stage, seed=seed)
+    return replace(recipe, supernet=stage, then=(), seed=seed)
 
 
 def share_statistics(net: Supernet) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from models.checkpoint import Manifest, load, locate
-from models.training.ablation import StudyResult, read_study, summarise, write_study
+from models.training.ablation import REFERENCE, StudyResult, read_study, summarise, write_study
+from models.training.commands import positive
 from models.training.data import load_folder, split_hold_out
 from models.training.evaluate import evaluate
 from models.training.gate_stage import collect
-from models.training.recipes import RECIPES
+from models.training.recipes import RECIPES, Recipe
 from models.training.report import Findings, as_json, as_markdown
 from models.training.run import Where
 from models.training.study import (
@@ -27,17 +29,17 @@ from models.training.study import (
 
 
 def _configure_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", choices=sorted(RECIPES), required=True)
     parser.add_argument("--data", type=Path, required=True, help="ImageFolder directory or zip of the training split")
     parser.add_argument("--test", type=Path, required=True, help="the same for the test split")
-    parser.add_argument("--threads", type=int, help="CPU threads; all cores when absent")
+    parser.add_argument("--threads", type=positive, help="CPU threads; all cores when absent")
 
 
 def configure_study(parser: argparse.ArgumentParser) -> None:
     """Flags of ``study``."""
+    parser.add_argument("--recipe", choices=sorted(RECIPES), required=True)
     _configure_data(parser)
     parser.add_argument("--run-dir", type=Path, required=True, help="one result per arm, kept, and study.json of all")
-    parser.add_argument("--epochs", type=int, required=True, help="of every arm, in one learning-rate cycle")
+    parser.add_argument("--epochs", type=positive, required=True, help="of every arm, in one learning-rate cycle")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
 
@@ -57,6 +59,7 @@ def run_study(arguments: argparse.Namespace) -> None:
         for targets in arguments.targets:
             file = arguments.run_dir / f"{targets}-{seed}.npz"
             if file.exists():
+                _require_arm(file, arguments.epochs)
                 continue
             arm_recipe = shortened(recipe, targets, seed, arguments.epochs)
             arm = train_arm(arm_recipe, rest, test, arguments.run_dir / f"{targets}-{seed}")
@@ -65,6 +68,13 @@ def run_study(arguments: argparse.Namespace) -> None:
             print(f"{targets}, seed {seed}: top-1 {accuracies}, {arm.train_s:.0f} s")
     arms = [SupernetArm.load(file) for file in sorted(arguments.run_dir.glob("*.npz"))]
     write_study(arguments.run_dir / "study.json", summarise(recipe.name, Where().describe(), arms))
+
+
+def _require_arm(file: Path, epochs: int) -> None:
+    """ValueError where the arm that is kept is of another length: it must not be told as one of this."""
+    kept = SupernetArm.load(file).epochs
+    if kept != epochs:
+        raise ValueError(f"{file} is an arm of {kept} epochs; needed: {epochs}, or another run folder")
 
 
 def configure_report(parser: argparse.ArgumentParser) -> None:
@@ -82,13 +92,16 @@ def run_report(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     study = read_study(arguments.study)
+    if not study.members(REFERENCE):
+        raise ValueError(f"{arguments.study} has no arm {REFERENCE}, which all others are held against")
     checkpoint = load(locate(arguments.checkpoint))
-    manifest, recipe = checkpoint.manifest, RECIPES[arguments.recipe]()
+    manifest, recipe = checkpoint.manifest, _recipe_of(checkpoint.manifest)
     images = load_folder(arguments.data, manifest.input, manifest.classes)
     test = load_folder(arguments.test, manifest.input, manifest.classes)
     rest, hold_out = split_hold_out(images, recipe.hold_out, recipe.seed)
-    batches = Where().batches(rest, recipe)
-    data = collect(checkpoint.net, batches, recipe.gate_views, first_epoch=1_000_000, bf16=recipe.supernet.bf16)
+    last = recipe.last_round
+    batches = Where().batches(rest, replace(recipe, supernet=last))
+    data = collect(checkpoint.net, batches, recipe.gate_views, first_epoch=1_000_000, bf16=last.bf16)
     gate_arms = train_gate_arms(checkpoint, data, hold_out, test, recipe, arguments.seeds)
     findings = Findings(
         manifest,
@@ -105,6 +118,15 @@ def run_report(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {len(study.arms)} supernet arms, {len(gate_arms)} gates")
 
 
+def _recipe_of(manifest: Manifest) -> Recipe:
+    """The recipe that the checkpoint was trained by, with the seed and the hold-out of that run."""
+    trained = manifest.recipe or {}
+    if trained.get("name") not in RECIPES:
+        given = f"{manifest.name}/{manifest.version} was trained by {trained.get('name') or 'no recipe'}"
+        raise ValueError(f"{given}; allowed: {', '.join(sorted(RECIPES))}")
+    return replace(RECIPES[trained["name"]](), seed=trained["seed"], hold_out=trained["hold_out"])
+
+
 def _commands(arguments: argparse.Namespace, manifest: Manifest, study: StudyResult) -> list[str]:
     """What a reader types to get these numbers, with the reader's own paths."""
     trained = manifest.recipe or {}
@@ -113,6 +135,6 @@ def _commands(arguments: argparse.Namespace, manifest: Manifest, study: StudyRes
         f"slicewise-models train --recipe {trained.get('name')} --data TRAIN --test TEST{origin} --run-dir RUN "
         "--out NAME/VERSION",
         *study.commands,
-        f"slicewise-models report NAME/VERSION --recipe {arguments.recipe} --data TRAIN --test TEST "
+        f"slicewise-models report NAME/VERSION --data TRAIN --test TEST "
         f"--study STUDY/study.json --out {arguments.out.name}",
     ]

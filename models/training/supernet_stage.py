@@ -203,7 +203,7 @@ class SupernetTrainer:
         if self._origin is None:
             return None
         with self._autocast():
-            return _precise(self._origin.largest(x)).softmax(dim=1)
+            return _precise(self._origin(x, len(self._origin.ladder) - 1)).softmax(dim=1)
 
     def run_epoch(self, batches: Batches, advance: Callable[[float], None]) -> float:
         """One epoch; returns its mean labelled loss."""

@@ -207,7 +207,8 @@ class Page:
     def console_errors(self, *expected_statuses):
         """What the console complains of, but for answers with these statuses."""
         expected = tuple(f"with a status of {status} " for status in expected_statuses)
-        entries = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] not in ("DEBUG", "INFO")]
+        log = self.driver.get_log("browser")
+        entries = [entry["message"] for entry in log if entry["level"] not in ("DEBUG", "INFO")]
         return [entry for entry in entries if not any(text in entry for text in expected)]
 
     def overflow(self):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -152,6 +153,22 @@ def test_fine_tuning_begins_with_a_checkpoint_and_may_have_other_classes(
     fresh_run = ["train", *flags, "--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "zoo" / "mine" / "2")]
     assert cli.main(fresh_run) == 1
     assert "origin is null" in capsys.readouterr().err
+
+
+def test_who_cannot_teach_is_told_before_the_hours(trained, folders, tmp_path):
+    recipe = replace(TOY, then=(replace(TOY.supernet, origin_weight=0.5),))
+    paths = DataPaths(folders / "train"), tmp_path / "run", tmp_path / "zoo" / "toy" / "1"
+    with pytest.raises(ValueError, match="there is none; needed: --init-from"):
+        train(recipe, *paths)
+    source = trained[0] / "zoo" / "toy"
+    with pytest.raises(ValueError, match=r"whose input is .*; needed: "):
+        train(replace(recipe, input_spec=replace(TOY.input_spec, mean=(0.1, 0.1, 0.1))), *paths, init_from=source)
+    renamed = tmp_path / "renamed"
+    shutil.copytree(folders / "train", renamed)
+    (renamed / sorted(entry.name for entry in renamed.iterdir())[0]).rename(renamed / "zebra")
+    with pytest.raises(ValueError, match=r"whose classes are .*; needed: those of the images, .*zebra"):
+        train(recipe, DataPaths(renamed), *paths[1:], init_from=source)
+    assert not (tmp_path / "run").exists()
 
 
 def test_rounds_follow_each_other_and_resume_where_they_were(trained, folders, tmp_path):

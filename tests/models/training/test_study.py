@@ -39,21 +39,25 @@ def folder(tmp_path):
 
 def test_a_study_and_its_report(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(RECIPES, "toy", lambda: TOY)
-    data = ["--recipe", "toy", "--data", str(folder), "--test", str(folder)]
+    data = ["--data", str(folder), "--test", str(folder)]
+    recipe = ["--recipe", "toy", *data]
     arms = ["--run-dir", str(tmp_path / "study")]
     (tmp_path / "other.json").write_text('{"recipe": 3}')
     wrong = ["--study", str(tmp_path / "other.json"), "--out", str(tmp_path / "r.md")]
     assert cli.main(["report", str(tmp_path), *data, *wrong]) == 1
     assert "other.json is no result of `slicewise-models study`: recipe: " in capsys.readouterr().err
-    study = ["study", *data, *arms, "--epochs", "2", "--targets", "bootstrapping", "labels", "--seeds", "0", "1"]
+    study = ["study", *recipe, *arms, "--epochs", "2", "--targets", "bootstrapping", "labels", "--seeds", "0", "1"]
     assert cli.main(study) == 0
     results = {file.name: file.read_bytes() for file in (tmp_path / "study").glob("*.npz")}
     assert set(results) == {f"{t}-{s}.npz" for t in ("bootstrapping", "labels") for s in (0, 1)}
     assert cli.main(study) == 0
     assert results == {file.name: file.read_bytes() for file in (tmp_path / "study").glob("*.npz")}
 
+    assert cli.main([*study[:-7], "3", "--targets", "labels"]) == 1
+    assert "labels-0.npz is an arm of 2 epochs; needed: 3, or another run folder" in capsys.readouterr().err
+
     out = tmp_path / "zoo" / "toy" / "1"
-    assert cli.main(["train", *data, "--run-dir", str(tmp_path / "run"), "--out", str(out)]) == 0
+    assert cli.main(["train", *recipe, "--run-dir", str(tmp_path / "run"), "--out", str(out)]) == 0
     report = tmp_path / "docs" / "training.md"
     found = ["--study", str(tmp_path / "study" / "study.json")]
     arguments = [str(out), *data, *found, "--out", str(report), "--seeds", "0", "--step-pairs", "2"]
