@@ -60,7 +60,6 @@ def markdown(record: dict[str, Any], machine: Machine, command: str) -> str:
 
 def _bars(record: dict[str, Any]) -> list[_Bar]:
     s, widest = record["seconds"], record["widest"]
-    mixed = [min(pair) for pair in zip(s["mixed"], s["mixed, trunk of 1"], strict=True)]
     narrow_ms = _excess_ms(s, record["mixed"])
     widest_s = s[f"whole {widest}"]
     bars = [
@@ -69,7 +68,9 @@ def _bars(record: dict[str, Any]) -> list[_Bar]:
             "widest, whole, over the plainly exported graph", 1.0, True, "", pair_ratios(widest_s, s[f"plain {widest}"])
         ),
         _Bar("trunk + gate + body beyond whole networks, mean of the widths below", 0.4, True, " ms", narrow_ms),
-        _Bar("mixed batch of 4 over four whole networks at batch 1", 1.10, True, "", pair_ratios(mixed, s["wholes"])),
+        _Bar(
+            "mixed batch of 4 over four whole networks at batch 1", 1.10, True, "", pair_ratios(s["mixed"], s["wholes"])
+        ),
     ]
     if "gate batch" in s:
         title = f"gate against widest, images/s, batches of {record['gate_batch']}"

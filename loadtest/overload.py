@@ -63,7 +63,8 @@ def run_overload(arguments: argparse.Namespace) -> None:
             say(f"part {number + 1} of {parts}: {server.resident_bytes() / 2**20:.0f} MiB, {dict(statuses)}")
         seconds = time.monotonic() - began_s
     found = Overload(
-        a.model, capacity, capacity * LOAD_RATIO, seconds, QUEUE_IMAGES, dict(statuses), late, tuple(samples)
+        a.model, capacity, capacity * LOAD_RATIO, seconds, parts * PART_S, QUEUE_IMAGES, dict(statuses), late,
+        tuple(samples),
     )  # fmt: skip
     a.out.mkdir(parents=True, exist_ok=True)
     lines = ["# Overload", "", *about.lines(), "", *overload_lines(found)]

@@ -37,6 +37,7 @@ from loadtest.policy_plan import (
     trace_name,
 )
 from loadtest.policy_report import markdown
+from loadtest.provenance import shown_command
 from loadtest.run_report import RunRecord
 from loadtest.servers import Fleet, Server, ServerSpec
 from loadtest.trace_file import Origin, fill, write_trace
@@ -73,7 +74,7 @@ def run_policies(arguments: argparse.Namespace) -> None:
     a = arguments
     if min(a.seeds, a.twin_seeds) < 1 or a.seeds > a.twin_seeds:
         raise ValueError(f"--seeds {a.seeds} and --twin-seeds {a.twin_seeds}; allowed: 1 <= seeds <= twin seeds")
-    a.out.mkdir(parents=True, exist_ok=True)
+    claim(a.out, shown_command("policies", a))
     capacity = _capacity(a)
     _write_traces(a, capacity)
     live = [_live(a, cv2, seed, policy) for cv2 in TAUS for seed in range(a.seeds) for policy in a.live.split(",")]
@@ -81,6 +82,15 @@ def run_policies(arguments: argparse.Namespace) -> None:
     text = markdown(capacity, live, twin, comparisons, describe(), a.duration_s)
     (a.out / REPORT).write_text(text, encoding="utf-8")
     print(a.out / REPORT)
+
+
+def claim(folder: Path, command: str) -> None:
+    """Make ``folder`` the place of this command's results; ValueError where it holds those of another one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "command.txt"
+    if kept.exists() and kept.read_text(encoding="utf-8") != command:
+        raise ValueError(f"{folder} holds results of `{kept.read_text(encoding='utf-8')}`; needed: another --out")
+    kept.write_text(command, encoding="utf-8")
 
 
 def serve_flags(a: argparse.Namespace, policy: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from loadtest.comparisons import script
 from loadtest.machine import describe
 from loadtest.mix import Mix
 from loadtest.policy_plan import Capacity
-from loadtest.policy_study import CAPACITY, SATURATING_CLIENTS, call, serve_flags, served, server_spec, where
+from loadtest.policy_study import CAPACITY, SATURATING_CLIENTS, call, claim, serve_flags, served, server_spec, where
 from loadtest.pressure_plan import (
     BUDGETS_REQUESTS,
     BUDGETS_SHARE,
@@ -46,6 +46,7 @@ from loadtest.pressure_plan import (
     step_budget,
 )
 from loadtest.pressure_report import STEP_PLOT, markdown
+from loadtest.provenance import shown_command
 from loadtest.run_report import WIDTHS_PLOT, RunRecord
 from loadtest.servers import Server, ServerSpec
 from loadtest.trace_file import Origin, fill, write_trace
@@ -75,7 +76,8 @@ def run_pressure(arguments: argparse.Namespace) -> None:
     a = arguments
     if a.repeats < 1:
         raise ValueError(f"--repeats {a.repeats}; allowed: 1 or more")
-    (a.out / "traces").mkdir(parents=True, exist_ok=True)
+    claim(a.out, shown_command("pressure", a))
+    (a.out / "traces").mkdir(exist_ok=True)
     capacity = Capacity(**json.loads((a.capacity / CAPACITY).read_bytes()))
     rest, high = (share * capacity.images_per_s for share in (REST_SHARE, STEP_SHARE))
     steps = []

@@ -6,6 +6,7 @@ Every field is a flag of ``slicewise serve`` (``--body-limit-bytes``) and an env
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -198,9 +199,25 @@ class Settings(BaseSettings):
         return self.decode_threads or usable_cores()
 
 
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
 def usable_cores() -> int:
-    """Cores this process may run on (containers and taskset narrow them)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: its affinity, and no more than its container's CPU quota, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, quota_cores(CPU_MAX) or cores)
+
+
+def quota_cores(file: Path) -> int | None:
+    """Cores that a cgroup (v2) may use, rounded up; None where it has no quota, or is none.
+
+    file  its cpu.max: microseconds, or ``max``, per period of so many microseconds. Source: Linux, cgroup-v2, "CPU".
+    """
+    try:
+        quota, period = map(int, file.read_text().split())
+    except (OSError, ValueError):
+        return None
+    return max(1, math.ceil(quota / period))
 
 
 def unknown_variables() -> list[str]:

@@ -32,7 +32,7 @@ REJECTIONS = "slicewise_rejections_total"
 REQUESTS = "slicewise_requests_total"
 TARGET = "slicewise_slo_target_ratio"
 
-NO_PROBE = 'route!~"/healthz|/readyz|/metrics"'
+NO_PROBE = 'route!~"/healthz|/readyz|/metrics|/v2/health/.*"'
 IN_DENOMINATOR = 'result=~"met|late|expired|refused"'
 OK = 'outcome="ok"'
 GATE_RAN = 'gate_width!="none"'
@@ -78,7 +78,8 @@ def quantile(q: float, name: str, *matchers: str, by: str = "", window: str = WI
 def attainment(by: str = "", window: str = WINDOW) -> str:
     """Met budgets of all but the infeasible, 0..1."""
     met = total(by, rate(BUDGETS, 'result="met"', window=window))
-    return f"{met} / {total(by, rate(BUDGETS, IN_DENOMINATOR, window=window))}"
+    whole = total(by, rate(BUDGETS, IN_DENOMINATOR, window=window))
+    return f"({met} or 0 * {whole}) / {whole}"  # where none was ever met there is no such series
 
 
 def served_mean(gauge: str, window: str = WINDOW) -> str:

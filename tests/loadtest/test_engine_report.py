@@ -14,7 +14,7 @@ RECORD = {
     "seconds": {
         "plain 0": [1.1] * 3, "plain 3": [3.3] * 3, "whole 0": [1.0] * 3, "whole 1": [1.5] * 3, "whole 2": [2.0] * 3,
         "whole 3": [3.2] * 3, "split 0": [1.0003] * 3, "split 1": [1.5003] * 3, "split 2": [2.0003] * 3,
-        "split 3": [3.2003] * 3, "mixed": [9.0] * 3, "mixed, trunk of 1": [8.0] * 3, "wholes": [7.7] * 3,
+        "split 3": [3.2003] * 3, "mixed": [8.0] * 3, "mixed, trunk of 1": [7.8] * 3, "wholes": [7.7] * 3,
     },
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from loadtest.server_state import Sample
 
 def record(memory_bytes, statuses=None):
     samples = tuple(Sample(float(at_s), memory_bytes(at_s), 9) for at_s in range(100))
-    return Overload("m", 90.0, 900.0, 100.0, 256, statuses or {200: 9000, 503: 81000}, 7, samples)
+    return Overload("m", 90.0, 900.0, 100.0, 90.0, 256, statuses or {200: 9000, 503: 81000}, 7, samples)
 
 
 def test_memory_that_is_steady_after_its_first_minute_holds():
@@ -28,6 +28,8 @@ def test_memory_that_is_steady_after_its_first_minute_holds():
         record(lambda at_s: 2**20 * (400 + at_s)),
         record(lambda _: 2**20, {200: 1, 500: 1}),
         record(lambda _: 2**20, {0: 1}),
+        record(lambda _: 2**20, {200: 4000, 503: 86000}),
+        record(lambda _: 2**20, {200: 9000}),
     ],
 )
 def test_growth_or_another_answer_is_a_miss(found):

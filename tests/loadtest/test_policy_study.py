@@ -168,6 +168,13 @@ def test_a_study_runs_what_is_missing_and_reports(faked, tmp_path):
     assert faked == []
 
 
+def test_results_of_another_command_are_not_taken_for_this_ones(faked, tmp_path, capsys):
+    assert main(command(tmp_path)) == 0
+    assert main(command(tmp_path, "--operating-point", "3")) == 1
+    assert "--operating-point=0" in (error := capsys.readouterr().err)
+    assert "needed: another --out" in error
+
+
 def test_more_live_seeds_than_twin_seeds_are_refused(tmp_path, capsys):
     assert main(command(tmp_path, "--seeds", "3")) == 1
     assert "allowed: 1 <= seeds <= twin seeds" in capsys.readouterr().err

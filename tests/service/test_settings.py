@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings, unknown_variables
+from service import settings as settings_module
+from service.settings import Settings, quota_cores, unknown_variables, usable_cores
 
 
 def settings(*arguments):
@@ -54,3 +55,19 @@ def test_variables_that_nothing_reads_are_found(monkeypatch):
     monkeypatch.setenv("SLICEWISE_WORKRES", "2")
     monkeypatch.setenv("SLICEWISE_WORKERS", "2")
     assert unknown_variables() == ["SLICEWISE_WORKRES"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("200000 100000\n", 2), ("150000 100000\n", 2), ("1000 100000\n", 1), ("max 100000\n", None), ("", None)],
+)
+def test_a_cpu_quota_is_seen(tmp_path, text, cores):
+    (tmp_path / "cpu.max").write_text(text)
+    assert quota_cores(tmp_path / "cpu.max") == cores
+    assert quota_cores(tmp_path / "nowhere") is None
+
+
+def test_a_quota_bounds_the_cores(monkeypatch, tmp_path):
+    (tmp_path / "cpu.max").write_text("100000 100000")
+    monkeypatch.setattr(settings_module, "CPU_MAX", tmp_path / "cpu.max")
+    assert usable_cores() == 1
