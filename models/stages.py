@@ -36,10 +36,14 @@ def check_gate_choices(choices: Sequence[int], slices: int) -> None:
         raise ValueError(f"gate_choices {tuple(choices)} must ascend within 0..{slices - 1}")
 
 
+def faults_of(error: ValidationError) -> str:
+    """Every field that is missing, unknown or ill-typed, and why."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+
+
 def parse_config(cls: type[T], data: dict[str, Any], architecture: str) -> T:
     """Parse JSON-ready data into a configuration; ValueError names a missing, unknown or ill-typed field."""
     try:
         return TypeAdapter(cls).validate_python(data)
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"not a {architecture} config: {'; '.join(faults)}") from error
+        raise ValueError(f"not a {architecture} config: {faults_of(error)}") from error

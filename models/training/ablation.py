@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from models.stages import NOTHING_ELSE
+from models.stages import NOTHING_ELSE, faults_of
 from models.training.metrics import Interval, paired_bootstrap
 from models.training.study import GateArm, SupernetArm
 
@@ -110,8 +110,7 @@ def read_study(file: Path) -> StudyResult:
     try:
         return TypeAdapter(StudyResult).validate_json(file.read_bytes())
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{file} is no result of `slicewise-models study`: {'; '.join(faults)}") from error
+        raise ValueError(f"{file} is no result of `slicewise-models study`: {faults_of(error)}") from error
 
 
 def _mean_L(arms: Sequence[ArmResult], shared: bool = False) -> NDArray[np.float64]:
