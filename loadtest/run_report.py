@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from loadtest.figures import median_interval
+from loadtest.figures import LEAST_VALUES, median_interval
 from loadtest.objectives import Finding
 from loadtest.outcomes import Answer, Figures
 from loadtest.results import Machine
@@ -164,6 +164,12 @@ def markdown(record: RunRecord, plots: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+_INTERVALS = (
+    f"Intervals are 95 % bootstrap intervals of the median; of fewer than {LEAST_VALUES} runs, from the least to the "
+    "greatest."
+)
+
+
 def comparison_markdown(records: Sequence[RunRecord], plots: Sequence[str]) -> str:
     """A table of several runs, those that repeat each other taken together, and the plots that were drawn."""
     heads = [
@@ -177,10 +183,10 @@ def comparison_markdown(records: Sequence[RunRecord], plots: Sequence[str]) -> s
             "run",
             "trace",
             "runs",
-            "attainment, median (95 % interval)",
-            "top-1 of the met, median (95 % interval)",
+            "attainment, median (interval)",
+            "top-1 of the met, median (interval)",
         ]
-        lines += ["## Repeated runs", "", *table(heads, [_group_row(group) for group in repeated]), ""]
+        lines += ["## Repeated runs", "", *table(heads, [_group_row(group) for group in repeated]), "", _INTERVALS, ""]
     for name in plots:
         lines += [f"![{PLOT_TITLES[name]}]({name})", ""]
     return "\n".join(lines)

@@ -39,6 +39,12 @@ def test_the_interval_of_many_pairs_covers_the_true_median_about_as_often_as_it_
     assert 0.88 <= np.mean([one.low <= 1.0 <= one.high for one in found]) <= 1.0
 
 
+@given(st.lists(positive, min_size=1, max_size=5))
+def test_of_few_values_the_interval_is_their_range(given_values):
+    found = median_interval(given_values)
+    assert (found.low, found.high) == (min(given_values), max(given_values))
+
+
 @given(st.lists(st.tuples(positive, positive), min_size=1))
 def test_ratios_and_differences_undo_themselves(pairs):
     a, b = [x for x, _ in pairs], [y for _, y in pairs]
