@@ -143,6 +143,11 @@ class Manifest:
         facts = (self.digest, self.architecture, self.config, self.input.to_json())
         return _digest(json.dumps(facts, sort_keys=True).encode())
 
+    @property
+    def has_exit(self) -> bool:
+        """Slice 0 is an early exit: it has no body."""
+        return not self.slices[0].body_madds
+
     def decision(self, point: int | None = None) -> GateDecision:
         """The gate's rule at an operating point, the default one unless an index is given.
 

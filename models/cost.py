@@ -23,7 +23,7 @@ class SliceCost:
 
     trunk_madds     everything before the decision, the slimming head excluded.
     slimming_madds  the slimming head alone; spent only when the gate runs.
-    body_madds      everything after the decision.
+    body_madds      everything after the decision; 0 for an early exit.
     parameters      active weights, biases and batch-norm affine, the slimming head excluded.
     """
 

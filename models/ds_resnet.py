@@ -17,7 +17,12 @@ Gate (ours): as in DS-Net one squeezed vector feeds two heads, an attention that
 and a slimming head that picks the width. The squeeze is not a bare mean, which keeps too little to
 tell hard images from easy ones: two strided 3x3 convolutions come before it. A linear classifier over
 the vector learns the labels in the first training stage; the slimming head reads how sure that
-classifier is (``ConfidenceHead``). Its classes are never an answer.
+classifier is (``ConfidenceHead``). Its classes are no answer.
+
+Early exit (ours; the idea is Teerapittayanon et al. 2016, "BranchyNet"): with ``exit_stages`` the squeeze is a
+narrow network of its own, and that classifier's answer is slice 0 of the ladder: the trunk alone. What the slimming
+head reads is then how sure the narrowest slice is of its own answer, and every wider slice's attention reads the
+vector that this answer came from (docs/adr/0015).
 
 Shapes: B batch, C channels, H height, W width, R squeezed vector, G gate choices, K classes.
 """
@@ -32,13 +37,13 @@ from typing import Any, Self, TypeVar, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.basic_blocks import ConvNorm, Stage
 from models.gate import ConfidenceHead
-from models.ladder import Slice, uniform_ladder
-from models.layers import SlicedBatchNorm2d, SlicedConv2d, SlicedLinear
+from models.ladder import Ladder, Slice, uniform_ladder
+from models.layers import SlicedLinear
 from models.stages import NOTHING_ELSE, StageConfig, check_gate_choices, parse_config
 from models.supernet import InputShape, StaticSubnet, Supernet, TrunkOutput
 
-BN_EPS = 1e-5
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -50,6 +55,8 @@ class DsResnetConfig:
     body          stages that move with the ladder index.
     gate_features length of the squeezed vector. gate_hidden: hidden layer of the slimming head.
     gate_choices  ladder indices the slimming head chooses among, ascending.
+    exit_stages   stages of one width each whose pooled output is the squeezed vector, in place of two strided
+                  convolutions; with them the ladder has one more slice in front of the body's.
     """
 
     __pydantic_config__ = NOTHING_ELSE
@@ -62,14 +69,15 @@ class DsResnetConfig:
     gate_features: int
     gate_hidden: int
     gate_choices: tuple[int, ...]
+    exit_stages: tuple[StageConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.trunk or not self.body:
             raise ValueError("trunk and body need at least one stage each")
-        wide = [stage.widths for stage in self.trunk if len(stage.widths) != 1]
+        wide = [stage.widths for stage in self.trunk + self.exit_stages if len(stage.widths) != 1]
         if wide:
-            raise ValueError(f"a trunk stage has one width, given {wide[0]}")
-        check_gate_choices(self.gate_choices, len(self.body[0].widths))
+            raise ValueError(f"a stage of trunk or exit has one width, given {wide[0]}")
+        check_gate_choices(self.gate_choices, len(self.body[0].widths) + bool(self.exit_stages))
         sizes = (self.stem_width, self.gate_features, self.gate_hidden, *(stage.widths[0] for stage in self._stages))
         if min(sizes) < 1:
             raise ValueError(f"stem_width, gate_features, gate_hidden and stage widths {sizes} must be at least 1")
@@ -78,6 +86,16 @@ class DsResnetConfig:
         strides = [stage.stride for stage in self._stages]
         if self.input_size < 1 or self.input_size % math.prod(strides):
             raise ValueError(f"input_size is {self.input_size}; it must be a multiple of {math.prod(strides)}")
+        if self.exit_stages:
+            self._check_exit()
+
+    def _check_exit(self) -> None:
+        last, size = self.exit_stages[-1].widths[0], self.input_size // math.prod(stage.stride for stage in self.trunk)
+        if self.gate_features != last:
+            raise ValueError(f"gate_features is {self.gate_features}; with an exit it is its last width, {last}")
+        strides = math.prod(stage.stride for stage in self.exit_stages)
+        if size % strides:
+            raise ValueError(f"the trunk's features are {size}x{size}; the exit needs a multiple of {strides}")
 
     @property
     def _stages(self) -> tuple[StageConfig, ...]:
@@ -102,6 +120,16 @@ def cifar_steep() -> DsResnetConfig:
     )
 
 
+def cifar_exit() -> DsResnetConfig:
+    """For 32x32 images and 10 classes: 6 slices, the first of them the trunk's early exit."""
+    return replace(
+        cifar(),
+        body=(StageConfig((40, 64, 96, 128, 192), 1, 2), StageConfig((80, 112, 144, 160, 192), 1, 2)),
+        gate_features=64,
+        exit_stages=(StageConfig((32,), 1, 2), StageConfig((64,), 1, 2)),
+    )
+
+
 def tiny() -> DsResnetConfig:
     """The same for tests and demonstrations: 3 widths, some tens of thousands of parameters."""
     return DsResnetConfig(
@@ -112,114 +140,57 @@ def tiny() -> DsResnetConfig:
     )  # fmt: skip
 
 
-def _conv(in_max: int, out_max: int, stride: int = 1) -> SlicedConv2d:
-    """A 3x3 convolution that begins small, as torch.nn's does (uniform, 1 / sqrt(fan_in)).
-
-    Behind batch norm a weight's size only divides its learning rate, and He's larger one makes short
-    schedules crawl: weight decay needs more epochs than there are to shrink it (docs/adr/0009).
-    """
-    conv = SlicedConv2d(in_max, out_max, 3, stride)
-    nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5))
-    return conv
-
-
-class StaticBlock(nn.Module):
-    """One width of a basic block, from standard modules."""
-
-    def __init__(self, residual: nn.Sequential) -> None:
-        super().__init__()
-        self.residual = residual
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return F.relu(x_BCHW + self.residual(x_BCHW))
-
-
-class ConvNorm(nn.Module):
-    """3x3 convolution and batch norm; this is where a width may change."""
-
-    def __init__(self, in_max: int, widths: tuple[int, ...], stride: int = 1) -> None:
-        super().__init__()
-        self.conv = _conv(in_max, widths[-1], stride)
-        self.norm = SlicedBatchNorm2d(widths, BN_EPS)
-
-    def forward(self, x_BCHW: Tensor, out_channels: int) -> Tensor:
-        y_BCHW: Tensor = self.norm(self.conv(x_BCHW, out_channels))
-        return y_BCHW
-
-    def materialise(self, in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-        return self.conv.materialise(in_channels, out_channels), self.norm.materialise(out_channels)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around an identity shortcut, at the width that arrives."""
-
-    def __init__(self, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        self.first = ConvNorm(widths[-1], widths)
-        self.second = ConvNorm(widths[-1], widths)
-        nn.init.zeros_(self.second.norm.weight)  # a block begins as its shortcut (Goyal et al. 2017, section 5.1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        channels = x_BCHW.shape[1]
-        return F.relu(x_BCHW + self.second(F.relu(self.first(x_BCHW, channels)), channels))
-
-    def materialise(self, channels: int) -> StaticBlock:
-        first, second = (layer.materialise(channels, channels) for layer in (self.first, self.second))
-        return StaticBlock(nn.Sequential(*first, nn.ReLU(), *second))
-
-
-class Stage(nn.Module):
-    """Transition to the stage's width and resolution, then basic blocks."""
-
-    def __init__(self, in_max: int, config: StageConfig) -> None:
-        super().__init__()
-        self.pool = config.stride
-        self.transition = ConvNorm(in_max, config.widths)
-        self.blocks = nn.ModuleList(BasicBlock(config.widths) for _ in range(config.layers))
-
-    def forward(self, x_BCHW: Tensor, out_channels: int) -> Tensor:
-        x_BCHW = F.max_pool2d(F.relu(self.transition(x_BCHW, out_channels)), self.pool)
-        for block in self.blocks:
-            x_BCHW = block(x_BCHW)
-        return x_BCHW
-
-    def materialise(self, in_channels: int, out_channels: int) -> list[nn.Module]:
-        blocks = [cast(BasicBlock, block).materialise(out_channels) for block in self.blocks]
-        return [*self.transition.materialise(in_channels, out_channels), nn.ReLU(), nn.MaxPool2d(self.pool), *blocks]
-
-
 class SqueezeGate(nn.Module):
     """Squeezed vector of the trunk's features, and what reads it: attention, classifier, slimming head."""
 
-    def __init__(self, channels: int, features: int, hidden: int, choices: int, classes: int) -> None:
+    def __init__(self, config: DsResnetConfig) -> None:
         super().__init__()
-        self.squeeze1 = ConvNorm(channels, (features,), stride=2)
-        self.squeeze2 = ConvNorm(features, (features,), stride=2)
+        channels, features = config.trunk[-1].widths[0], config.gate_features
+        self.exit_widths = tuple(stage.widths[0] for stage in config.exit_stages)
+        if config.exit_stages:
+            in_widths = (channels, *self.exit_widths)
+            self.exit = nn.ModuleList(Stage(w, stage) for w, stage in zip(in_widths, config.exit_stages, strict=False))
+        else:
+            self.squeeze1 = ConvNorm(channels, (features,), stride=2)
+            self.squeeze2 = ConvNorm(features, (features,), stride=2)
         self.attention = nn.Linear(features, channels)
-        self.classifier = SlicedLinear(features, classes)
-        self.slimming = ConfidenceHead(classes, hidden, choices)
+        self.classifier = SlicedLinear(features, config.classes)
+        self.slimming = ConfidenceHead(config.classes, config.gate_hidden, len(config.gate_choices))
+
+    def _squeezed(self, x_BCHW: Tensor) -> Tensor:
+        if self.exit_widths:
+            for stage, channels in zip(self.exit, self.exit_widths, strict=True):
+                x_BCHW = stage(x_BCHW, channels)
+        else:
+            features = self.squeeze1.norm.widths[-1]
+            x_BCHW = F.relu(self.squeeze2(F.relu(self.squeeze1(x_BCHW, features)), features))
+        return x_BCHW.mean((2, 3))
 
     def forward(self, x_BCHW: Tensor) -> TrunkOutput:
-        features = self.squeeze1.norm.widths[-1]
-        y_BRHW = F.relu(self.squeeze2(F.relu(self.squeeze1(x_BCHW, features)), features))
-        squeezed_BR = y_BRHW.mean((2, 3))
+        squeezed_BR = self._squeezed(x_BCHW)
         scale_BC = self.attention(squeezed_BR).sigmoid()
         return TrunkOutput(x_BCHW * scale_BC[:, :, None, None], self.classifier(squeezed_BR))
 
     def materialise_squeeze(self) -> nn.Sequential:
         channels, features = self.attention.out_features, self.attention.in_features
-        first, second = self.squeeze1.materialise(channels, features), self.squeeze2.materialise(features, features)
-        return nn.Sequential(*first, nn.ReLU(), *second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        layers: list[nn.Module] = []
+        if self.exit_widths:
+            for stage, width in zip(self.exit, self.exit_widths, strict=True):
+                layers += cast(Stage, stage).materialise(channels, width)
+                channels = width
+        else:
+            first, second = self.squeeze1.materialise(channels, features), self.squeeze2.materialise(features, features)
+            layers += [*first, nn.ReLU(), *second, nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class StaticTrunk(nn.Module):
     """The trunk of every static sub-network, from standard modules."""
 
-    def __init__(
-        self, layers: nn.Sequential, squeeze: nn.Sequential, attention: nn.Linear, classifier: nn.Linear
-    ) -> None:
+    def __init__(self, layers: nn.Sequential, gate: SqueezeGate) -> None:
         super().__init__()
-        self.layers, self.squeeze, self.attention, self.classifier = layers, squeeze, attention, classifier
+        self.layers, self.squeeze, self.attention = layers, gate.materialise_squeeze(), _copy(gate.attention)
+        self.classifier = gate.classifier.materialise(gate.attention.in_features)
 
     def forward(self, x_BCHW: Tensor) -> TrunkOutput:
         y_BCHW = self.layers(x_BCHW)
@@ -229,14 +200,14 @@ class StaticTrunk(nn.Module):
 
 
 class DsResnet(Supernet):
-    """The DS-ResNet supernet. A slice's extents are the channels of (body stage 0, body stage 1, ...)."""
+    """The DS-ResNet supernet. A slice's extents are the channels of (body stage 0, body stage 1, ...), 0 at an exit."""
 
     architecture = "ds_resnet"
 
     def __init__(self, config: DsResnetConfig) -> None:
         super().__init__()
         self.config = config
-        self.ladder = uniform_ladder([s.widths for s in config.body], [False] * len(config.body))
+        self.ladder = _ladder(config)
         self.gate_choices = config.gate_choices
         self.input_shape = InputShape(3, config.input_size, config.input_size)
         self.classes = config.classes
@@ -245,10 +216,7 @@ class DsResnet(Supernet):
         stages = [Stage(in_max, stage) for in_max, stage in zip(in_widths, config.trunk + config.body, strict=False)]
         self.trunk_stages = nn.ModuleList(stages[: len(config.trunk)])
         self.body_stages = nn.ModuleList(stages[len(config.trunk) :])
-        self.gate = SqueezeGate(
-            config.trunk[-1].widths[0], config.gate_features, config.gate_hidden, len(config.gate_choices),
-            config.classes,
-        )  # fmt: skip
+        self.gate = SqueezeGate(config)
         self.classifier = SlicedLinear(config.body[-1].widths[-1], config.classes)
 
     @classmethod
@@ -272,20 +240,22 @@ class DsResnet(Supernet):
     def slimming_head(self) -> nn.Module:
         return self.gate.slimming
 
-    def gate_class_logits(self, gate_input: Tensor) -> Tensor:
-        return gate_input
+    def gate_class_logits(self, gate_input: Tensor) -> Tensor | None:
+        return None if self.has_exit else gate_input
 
     def body(self, features: Tensor, width: int) -> Tensor:
-        return self._body(features, self.ladder[width])
-
-    def _body(self, features_BCHW: Tensor, sub: Slice) -> Tensor:
-        for stage, channels in zip(self.body_stages, sub.extents, strict=True):
-            features_BCHW = stage(features_BCHW, int(channels))
-        logits_BK: Tensor = self.classifier(features_BCHW.mean((2, 3)))
+        for stage, channels in zip(self.body_stages, self.ladder[width].extents, strict=True):
+            features = stage(features, int(channels))
+        logits_BK: Tensor = self.classifier(features.mean((2, 3)))
         return logits_BK
 
+    @property
+    def has_exit(self) -> bool:
+        return bool(self.config.exit_stages)
+
     def subnet(self, width: int) -> StaticSubnet:
-        return StaticSubnet(self._static_trunk(), _copy(self.gate.slimming), self._static_body(self.ladder[width]))
+        body = None if self.has_exit and width == 0 else self._static_body(self.ladder[width])
+        return StaticSubnet(self._static_trunk(), _copy(self.gate.slimming), body)
 
     def _static_trunk(self) -> StaticTrunk:
         channels = self.config.stem_width
@@ -293,9 +263,7 @@ class DsResnet(Supernet):
         for stage, config in zip(self.trunk_stages, self.config.trunk, strict=True):
             layers += cast(Stage, stage).materialise(channels, config.widths[0])
             channels = config.widths[0]
-        classifier = self.gate.classifier.materialise(self.config.gate_features)
-        squeeze = self.gate.materialise_squeeze()
-        return StaticTrunk(nn.Sequential(*layers), squeeze, _copy(self.gate.attention), classifier)
+        return StaticTrunk(nn.Sequential(*layers), self.gate)
 
     def _static_body(self, sub: Slice) -> nn.Sequential:
         channels = self.config.trunk[-1].widths[0]
@@ -305,6 +273,13 @@ class DsResnet(Supernet):
             channels = int(extent)
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), self.classifier.materialise(channels)]
         return nn.Sequential(*layers)
+
+
+def _ladder(config: DsResnetConfig) -> Ladder:
+    body = uniform_ladder([stage.widths for stage in config.body], [False] * len(config.body))
+    if not config.exit_stages:
+        return body
+    return (Slice(0, (0,) * len(config.body)), *(replace(sub, index=sub.index + 1) for sub in body))
 
 
 def _copy(module: M) -> M:

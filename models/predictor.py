@@ -84,13 +84,13 @@ class Predictor:
 
         spec = self.manifest.input
         x = torch.from_numpy(normalise(_pixels(image, spec), spec)[None])
-        features, gate_input = self._subnet(0).trunk(x)
+        seen = self._subnet(0).trunk(x)
         gate_width = None
         if width is None:
-            gate_logits = self._subnet(0).slimming(gate_input)
+            gate_logits = self._subnet(0).slimming(seen.gate_input)
             gate_width = int(self._decision.widths(gate_logits.numpy())[0])
         served = allowed[-1] if gate_width is None else min(gate_width, allowed[-1])
-        probabilities = self._subnet(served).body(features)[0].softmax(0)
+        probabilities = self._subnet(served).answer(seen)[0].softmax(0)
         best = probabilities.topk(min(top_k, len(self.manifest.classes)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         predictions = tuple((self.manifest.classes[index], probability) for index, probability in pairs)

@@ -44,17 +44,21 @@ class StaticSubnet(nn.Module):
 
     trunk     x [B, 3, H, W] -> TrunkOutput
     slimming  gate_input [B, R] -> gate logits [B, G]
-    body      features -> logits [B, K]
+    body      features -> logits [B, K]; None for an early exit, whose logits are the gate's input
     """
 
-    def __init__(self, trunk: nn.Module, slimming: nn.Module, body: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, slimming: nn.Module, body: nn.Module | None) -> None:
         super().__init__()
         self.trunk, self.slimming, self.body = trunk, slimming, body
         self.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits_BK: Tensor = self.body(self.trunk(x).features)
+    def answer(self, seen: TrunkOutput) -> Tensor:
+        """Logits [B, K] of what the trunk made of the images."""
+        logits_BK: Tensor = seen.gate_input if self.body is None else self.body(seen.features)
         return logits_BK
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(self.trunk(x))
 
 
 class Supernet(nn.Module, ABC):
@@ -89,20 +93,29 @@ class Supernet(nn.Module, ABC):
 
     @abstractmethod
     def body(self, features: Tensor, width: int) -> Tensor:
-        """Everything after the decision, at ladder index ``width``; logits [B, K]."""
+        """Everything after the decision, at ladder index ``width``, which is no early exit; logits [B, K]."""
 
     @abstractmethod
     def subnet(self, width: int) -> StaticSubnet:
         """A plain copy of one slice. ``subnet(w)(x)`` equals ``supernet(x, w)`` in eval mode."""
 
     def forward(self, x: Tensor, width: int) -> Tensor:
-        return self.body(self.trunk(x).features, width)
+        return self.answer(self.trunk(x), width)
+
+    def answer(self, seen: TrunkOutput, width: int) -> Tensor:
+        """Logits [B, K] at ladder index ``width`` of what the trunk made of the images."""
+        return seen.gate_input if self.has_exit and width == 0 else self.body(seen.features, width)
+
+    @property
+    def has_exit(self) -> bool:
+        """True where slice 0 is an early exit: it has no body, its logits are the gate's input."""
+        return False
 
     def gate_class_logits(self, gate_input: Tensor) -> Tensor | None:
         """Class logits [B, K] of a classifier on the gate's input, where the network has one.
 
         The first training stage teaches it the labels, so that the gate's input tells classes apart. It
-        may inform the slimming head; its classes are never an answer.
+        may inform the slimming head; its classes are never an answer. An early exit learns as slices do instead.
         """
         return None
 
@@ -134,7 +147,7 @@ def _costs(architecture: type[Supernet], frozen_config: str) -> tuple[SliceCost,
                 SliceCost(
                     trunk_madds=count_madds(subnet.trunk, x),
                     slimming_madds=count_madds(subnet.slimming, trunk_out.gate_input),
-                    body_madds=count_madds(subnet.body, trunk_out.features),
+                    body_madds=0 if subnet.body is None else count_madds(subnet.body, trunk_out.features),
                     parameters=count_parameters(subnet) - count_parameters(subnet.slimming),
                 )
             )

@@ -203,6 +203,16 @@ class Batcher:
 
     def _over(self, execution: Execution) -> None:
         """One batch is off its worker; whatever happened, its entries move on or are answered."""
+        try:
+            self._settle(execution)
+        finally:
+            self._free += 1
+            self._running.discard(execution)
+            self._pump()
+            if not self._running:
+                self._idle.set()
+
+    def _settle(self, execution: Execution) -> None:
         batch = execution.batch
         self._overhead.worked(execution.cpu_s, 0 if batch.step is Step.TRUNK else len(batch.entries))
         self._overhead.learn(time.monotonic(), time.process_time())
@@ -215,12 +225,6 @@ class Batcher:
                 "batch_failed", width=width_label(batch.width, "trunk"), images=len(batch.entries), exc_info=error
             )
             self._fail(execution)
-        finally:
-            self._free += 1
-            self._running.discard(execution)
-            self._pump()
-            if not self._running:
-                self._idle.set()
 
     def _fail(self, execution: Execution) -> None:
         batch = execution.batch
@@ -240,12 +244,20 @@ class Batcher:
         self._telemetry.batch_done(None, len(batch.entries), seconds)
         done_s = time.monotonic()
         self._scheduler.finished(batch, done_s, trunk_s=execution.ended_s - execution.began_s)
+        seen = []
         for entry, (after, look) in zip(batch.entries, execution.seen, strict=True):
             _set_running(entry, False)
             waited_s = entry.waited_s + execution.began_s - entry.queued_s
-            self._scheduler.push(
-                replace(entry, payload=after, look=look, queued_s=done_s, waited_s=waited_s, trunk_s=seconds)
-            )
+            seen.append(replace(entry, payload=after, look=look, queued_s=done_s, waited_s=waited_s, trunk_s=seconds))
+        at_exit = self._scheduler.push_seen(seen, done_s)
+        if at_exit is not None:
+            self._answer_at_exit(Execution(at_exit), done_s)
+
+    def _answer_at_exit(self, execution: Execution, now_s: float) -> None:
+        """What the trunk has answered: looked up right here, in less time than it takes to wake a worker."""
+        self._telemetry.batch_dispatched(execution.batch.entries, now_s)
+        execution.run(self._engine, self._looks)
+        self._settle(execution)
 
     def _finish_body(self, execution: Execution) -> None:
         batch = execution.batch

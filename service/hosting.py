@@ -176,7 +176,8 @@ class HostedModel:
             settings.policy, manifest.gate.choices, times, curve_of(manifest, decision), LOOK_S if is_cpu else 0.0
         )
         self.default_slo_s = settings.default_slo_ms / 1e3
-        self._scheduler, self._lag = Scheduler(policy, times, self.workers), Lag()
+        self._scheduler = Scheduler(policy, times, self.workers, has_exit=manifest.has_exit)
+        self._lag = Lag()
         looks = looks_of(policy, decision)
         ahead = 1 if is_cpu else 0  # where batches pay, what waits had better become a larger one
         self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, process, self.capacity, ahead)

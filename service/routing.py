@@ -178,3 +178,17 @@ def _refused(ask: _Ask) -> str:
         given.append(f"accuracy floor {float(ask.floor)}")
     who = "no slice is" if ask.forced is None else f"forced slice {ask.forced} is not"
     return f"{who} within {' and '.join(given)}"
+
+
+def clamped(proposal: int, window: Window) -> int:
+    """The width next to a proposal that a request allows."""
+    if window.forced is not None:
+        return window.forced
+    if proposal < window.lo:
+        return window.lo
+    return window.hi if proposal > window.hi else proposal
+
+
+def least_width(window: Window) -> int:
+    """The narrowest width that a request allows."""
+    return window.lo if window.forced is None else window.forced

@@ -22,7 +22,7 @@ from service.latency import LiveTimes
 from service.policies import PRICES, Policy, priced
 from service.queues import Queue
 from service.request import Batch, Entry, Reason, Route, Step, Window
-from service.routing import route
+from service.routing import clamped, least_width, route
 
 RENEW_S = 0.25
 """How often plans follow what was learnt of the times."""
@@ -47,13 +47,16 @@ class Selection:
 class Scheduler:
     """Queues of one model. Not thread-safe: called on the event loop only.
 
+    has_exit  slice 0 is an early exit: whom it serves waits no longer once the trunk is done.
 
     Every image is announced with ``expect`` before its pixels are there, so that what is on its way
     counts; then pushed, or forgotten.
     """
 
-    def __init__(self, policy: Policy, times: LiveTimes, workers: int, headroom: float = HEADROOM) -> None:
-        self._policy, self._times, self._workers = policy, times, workers
+    def __init__(
+        self, policy: Policy, times: LiveTimes, workers: int, headroom: float = HEADROOM, *, has_exit: bool = False
+    ) -> None:
+        self._policy, self._times, self._workers, self._has_exit = policy, times, workers, has_exit
         widths = len(times.table.widths)
         self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom)
         self._backlog.unasked, self._backlog.look_s = policy.unasked, policy.look_s
@@ -81,7 +84,7 @@ class Scheduler:
 
     def finish_s(self, now_s: float, deadline_s: float, window: Window) -> float:
         """When one image more would be finished, everything at its narrowest width."""
-        return self._backlog.finish_s(now_s, deadline_s, _least(window), self._ends())
+        return self._backlog.finish_s(now_s, deadline_s, least_width(window), self._ends())
 
     def can_finish(self, now_s: float, deadline_s: float, window: Window) -> bool:
         """Whether one image more would be in time at its narrowest width, and make nobody late who was promised."""
@@ -106,6 +109,22 @@ class Scheduler:
         else:
             self._unseen.push(entry)
 
+    def push_seen(self, entries: Sequence[Entry], now_s: float) -> Batch | None:
+        """Queue entries of a trunk that is done, but for those that an early exit serves now: a batch for no worker."""
+        for entry in entries:
+            self.push(entry)
+        if not self._has_exit:
+            return None
+        price = self._price(now_s, self._ends())
+        routed = [(entry, self._routed(entry, now_s, price)) for entry in entries if entry.deadline_s > now_s]
+        leaving = [(entry, found) for entry, found in routed if found.width == 0 and not entry.abandoned()]
+        if not leaving:
+            return None
+        gone, routes = zip(*leaving, strict=True)
+        self._seen.remove(gone)
+        self._backlog.remove(*(entry.place for entry in gone))
+        return Batch(Step.BODY, 0, gone, routes)
+
     def next_batch(self, now_s: float) -> Selection:
         """Take the most urgent batch and drop what is of no use on the way.
 
@@ -123,7 +142,7 @@ class Scheduler:
         if due_first is None:
             return selection
         ends_s = self._ends()
-        price = self._backlog.price(now_s, ends_s) if self._policy.is_priced else 0
+        price = self._price(now_s, ends_s)
         free = self._workers - len(ends_s)
         begins_s = now_s if free > 0 else max(now_s, min(ends_s))
         batch = self._form(due_first, begins_s, price, -(-waiting // max(1, free)))
@@ -195,7 +214,7 @@ class Scheduler:
         """As of the backlog, for one image more at its narrowest width; nothing without a deadline."""
         if deadline_s == math.inf:
             return 0.0, deadline_s
-        ends_s, least = self._ends(), _least(window)
+        ends_s, least = self._ends(), least_width(window)
         if self._backlog.is_ample(now_s, deadline_s, least, ends_s):
             return 0.0, deadline_s
         return self._backlog.missing(now_s, deadline_s, least, ends_s)
@@ -257,7 +276,7 @@ class Scheduler:
             unseen = proposed(entry)
             if unseen is None:
                 return False
-            most = _clamped(unseen, entry.window)
+            most = clamped(unseen, entry.window)
             if most == entry.window.lo or entry.deadline_s == math.inf:
                 return most == width  # no deadline moves it
             return most >= width and routed(entry).width == width
@@ -273,13 +292,11 @@ class Scheduler:
         after, alone_s = self._policy.after, self._times.alone_s
 
         def routed(entry: Entry) -> Route:
-            assert entry.look is not None, "only images that were seen wait here: this is a bug"
-            proposal, left_s = after(entry.look, entry.urgency, price), entry.deadline_s - now_s
-            return route(entry.window, entry.look.wish, proposal, lambda width: alone_s(width) <= left_s)
+            return self._routed(entry, now_s, price)
 
         def joins(entry: Entry) -> bool:
             assert entry.look is not None, "only images that were seen wait here: this is a bug"
-            most, least = _clamped(after(entry.look, entry.urgency, price), entry.window), entry.window.lo
+            most, least = clamped(after(entry.look, entry.urgency, price), entry.window), entry.window.lo
             if most < width:
                 return False  # only a deadline moves it from here, and only down
             if most == least or alone_s(most) <= entry.deadline_s - now_s:
@@ -294,6 +311,16 @@ class Scheduler:
             routes = (Route(wider, Reason.WIDENED, entry.look.wish) for entry in entries if entry.look)
             return Batch(Step.BODY, wider, entries, tuple(routes))
         return Batch(Step.BODY, width, entries, tuple(map(routed, entries)))
+
+    def _price(self, now_s: float, ends_s: Sequence[float]) -> int:
+        return self._backlog.price(now_s, ends_s) if self._policy.is_priced else 0
+
+    def _routed(self, entry: Entry, now_s: float, price: int) -> Route:
+        """The slice of an image that the gate has seen, if its body ran now."""
+        assert entry.look is not None, "only images that were seen wait here: this is a bug"
+        alone_s, left_s = self._times.alone_s, entry.deadline_s - now_s
+        proposal = self._policy.after(entry.look, entry.urgency, price)
+        return route(entry.window, entry.look.wish, proposal, lambda width: alone_s(width) <= left_s)
 
     def _wider(self, width: int, entries: Sequence[Entry]) -> int:
         """Where none of these images is likelier to be wrong, if that takes no longer; else the width as it is.
@@ -311,7 +338,7 @@ class Scheduler:
         """The first entry, and up to ``images`` in all that the proposal comes to the same width for."""
         window = queue.first.window
         usual = self._unasked(window, proposal, _always)
-        entries = queue.take(images, lambda entry: _clamped(proposal, entry.window) == usual.width)
+        entries = queue.take(images, lambda entry: clamped(proposal, entry.window) == usual.width)
         routes = (usual if e.window == window else self._unasked(e.window, proposal, _always) for e in entries)
         return Batch(Step.WHOLE, usual.width, entries, tuple(routes))
 
@@ -333,7 +360,7 @@ class Scheduler:
             return limit
         left_s = first.deadline_s - now_s
         if queue.step is Step.TRUNK:
-            left_s -= self._times.seconds(_least(first.window), 1)
+            left_s -= self._times.seconds(least_width(first.window), 1)
         return next((n for n in range(limit, 1, -1) if self._batch_s(queue.step, width, n) <= left_s), 1)
 
     def _batch_s(self, step: Step, width: int | None, images: int) -> float:
@@ -343,7 +370,7 @@ class Scheduler:
     def _least_s(self, entry: Entry) -> float:
         """Worker seconds that an image still needs at the narrowest width it allows, alone."""
         step = Step.WHOLE if entry.look is None else Step.BODY
-        return self._batch_s(step, _least(entry.window), 1)
+        return self._batch_s(step, least_width(entry.window), 1)
 
     def _ends(self) -> list[float]:
         """When each worker that has a batch is done with all it has: what waits ready-made goes on the first."""
@@ -364,17 +391,3 @@ class Scheduler:
 
 def _always(_: int) -> bool:
     return True
-
-
-def _clamped(proposal: int, window: Window) -> int:
-    """The width next to a proposal that a request allows."""
-    if window.forced is not None:
-        return window.forced
-    if proposal < window.lo:
-        return window.lo
-    return window.hi if proposal > window.hi else proposal
-
-
-def _least(window: Window) -> int:
-    """The narrowest width that a request allows."""
-    return window.lo if window.forced is None else window.forced

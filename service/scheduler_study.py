@@ -62,8 +62,8 @@ class _Nobody:
 class _Bench:
     """A scheduler whose queues are kept at one length. spent_s: inside its methods, so far."""
 
-    def __init__(self, policy: Policy, times: LiveTimes, workers: int, looks: list[Look], waiting: int) -> None:
-        self._scheduler, self._times, self._workers = Scheduler(policy, times, workers), times, workers
+    def __init__(self, scheduler: Scheduler, times: LiveTimes, workers: int, looks: list[Look], waiting: int) -> None:
+        self._scheduler, self._times, self._workers = scheduler, times, workers
         self._looks, self._waiting = looks, waiting
         self._rng, self._order, self._caller = np.random.default_rng(0), count(), _Nobody()
         self._running: list[tuple[float, int, Batch]] = []
@@ -107,9 +107,11 @@ class _Bench:
         self._now_s, _, batch = heapq.heappop(self._running)
         now_s, scheduler, seconds = self._now_s, self._scheduler, self._seconds(batch)
         self._timed(lambda: scheduler.finished(batch, now_s, *seconds))
-        for entry in batch.entries if batch.step is Step.TRUNK else ():
-            seen = replace(entry, look=self._looks[self._rng.integers(KNOWN_LOOKS)], queued_s=now_s)
-            self._timed(lambda seen=seen: scheduler.push(seen))  # type: ignore[misc]
+        if batch.step is Step.TRUNK:
+            picks = self._rng.integers(KNOWN_LOOKS, size=len(batch.entries))
+            pairs = zip(batch.entries, picks, strict=True)
+            seen = [replace(entry, look=self._looks[pick], queued_s=now_s) for entry, pick in pairs]
+            self._timed(lambda: scheduler.push_seen(seen, now_s))  # an exit's images are done
 
     def _seconds(self, batch: Batch) -> tuple[float, float]:
         images, table = len(batch.entries), self._times.table
@@ -131,7 +133,8 @@ def _measure(name: str, manifest: Manifest, table: LatencyTable, settings: Sched
     times, choices = LiveTimes(table), manifest.gate.choices
     policy = policy_named(name, choices, times, curve_of(manifest, gate_decision(manifest, settings)), LOOK_S)
     workers, looks = settings.workers or usable_cores(), _looks(policy, len(choices))
-    bench, spent_us = _Bench(policy, times, workers, looks, settings.waiting), []
+    scheduler = Scheduler(policy, times, workers, has_exit=manifest.has_exit)
+    bench, spent_us = _Bench(scheduler, times, workers, looks, settings.waiting), []
     bench.run(settings.images)
     for _ in range(settings.rounds):
         before_s = bench.spent_s

@@ -178,10 +178,12 @@ class Run:
         images = len(batch.entries)
         self._scheduler.finished(batch, now_s, *self._machine.batch_s(batch.step, batch.width, images))
         if batch.step is Step.TRUNK:
-            for entry in batch.entries:
-                look = self._looks[self._arrivals[entry.payload].image]
-                self._scheduler.push(replace(entry, look=look, queued_s=now_s))
-            return
+            looks = (self._looks[self._arrivals[entry.payload].image] for entry in batch.entries)
+            seen = [replace(entry, look=look, queued_s=now_s) for entry, look in zip(batch.entries, looks, strict=True)]
+            at_exit = self._scheduler.push_seen(seen, now_s)
+            if at_exit is None:
+                return
+            batch = at_exit
         for entry, route in zip(batch.entries, batch.routes, strict=True):
             outcome = Outcome.MET if now_s <= entry.deadline_s else Outcome.LATE
             self._settle(entry, Served(outcome, route.width, route.reason, now_s, route.gate_width))

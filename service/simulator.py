@@ -183,7 +183,8 @@ class Simulation:
             for name in self.policies:
                 times = LiveTimes(self.machine.times)
                 policy = self._policy(name, times=times)
-                run = Run(Scheduler(policy, times, self.machine.workers), self.machine, self._looks(policy))
+                scheduler = Scheduler(policy, times, self.machine.workers, has_exit=self.manifest.has_exit)
+                run = Run(scheduler, self.machine, self._looks(policy))
                 began_s = time.perf_counter()
                 served = run.replay(trace.arrivals)
                 wall_s = time.perf_counter() - began_s

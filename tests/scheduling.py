@@ -57,9 +57,9 @@ def make_entry(due_s=100.0, deadline_s=math.inf, window=None, caller=None, **fie
     )
 
 
-def scheduler(policy=None, workers=1, headroom=1.0, **table):
+def scheduler(policy=None, workers=1, headroom=1.0, has_exit=False, **table):
     live = times(**table)
-    return Scheduler((policy or (lambda _: Gate()))(live), live, workers, headroom)
+    return Scheduler((policy or (lambda _: Gate()))(live), live, workers, headroom, has_exit=has_exit)
 
 
 def slack(live):

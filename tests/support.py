@@ -4,6 +4,7 @@ import contextlib
 import io
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -41,6 +42,7 @@ TINY_RESNET = DsResnetConfig(
     gate_hidden=5,
     gate_choices=(0, 2),
 )
+TINY_EXIT = replace(TINY_RESNET, exit_stages=(StageConfig((5,), 1, 2), StageConfig((6,), 1, 1)), gate_choices=(0, 1, 3))
 TINY_INPUT = InputSpec(16, 16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), shorter_side=16)
 TINY_ACCURACY = (0.5, 0.7, 0.65, 0.9)
 CLASSES = tuple(f"class {k}" for k in range(10))
@@ -79,10 +81,10 @@ def tiny_net(seed: int = 0) -> DsMbnet:
     return net
 
 
-def tiny_resnet(seed: int = 0) -> DsResnet:
+def tiny_resnet(seed: int = 0, config: DsResnetConfig = TINY_RESNET) -> DsResnet:
     """A tiny random DS-ResNet, calibrated on random pictures, all of whose branches matter."""
     torch.manual_seed(seed)
-    net = DsResnet(TINY_RESNET)
+    net = DsResnet(config)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "norm" in name:  # blocks begin as their shortcut, which would hide faults of the branch beside it

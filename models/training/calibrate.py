@@ -30,9 +30,9 @@ def calibrate(net: Supernet, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     for seen, (x, _) in enumerate(batches):
         for norm in norms:
             norm.momentum = 1.0 / (seen + 1)
-        features = net.trunk(x).features
+        output = net.trunk(x)
         for width in range(len(net.ladder)):
-            net.body(features, width)
+            net.answer(output, width)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     net.eval()

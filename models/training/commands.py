@@ -30,6 +30,9 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=positive, help="one round of one learning-rate cycle of so many, instead of the recipe's"
     )
     parser.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
+    parser.add_argument(
+        "--origin-weight", type=share, help="how much slices learn from the checkpoint of --init-from (0..1), likewise"
+    )
     parser.add_argument("--seed", type=int, help="instead of the recipe's")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode and augment; 0: none (default)")
@@ -44,6 +47,14 @@ def positive(text: str) -> int:
     return number
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} given; allowed: 0 to 1")
+    return number
+
+
 def adjusted(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     """The recipe with what the flags replace."""
     stage, then = recipe.supernet, recipe.then
@@ -52,6 +63,9 @@ def adjusted(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
         stage = replace(stage, cycles=(arguments.epochs,), warmup_epochs=min(stage.warmup_epochs, arguments.epochs / 4))
     if arguments.lr is not None:
         stage, then = replace(stage, lr=arguments.lr), tuple(replace(later, lr=arguments.lr) for later in then)
+    if arguments.origin_weight is not None:
+        stage, *rest = (replace(each, origin_weight=arguments.origin_weight) for each in (stage, *then))
+        then = tuple(rest)
     seed = recipe.seed if arguments.seed is None else arguments.seed
     hold_out = recipe.hold_out if arguments.hold_out is None else arguments.hold_out
     return replace(recipe, supernet=stage, then=then, seed=seed, hold_out=hold_out)

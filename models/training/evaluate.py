@@ -94,10 +94,10 @@ def evaluate(
     batches = Batches(images, spec, BATCH_SIZE, seed=0, padding=0)
     total = -(-len(images) // BATCH_SIZE)
     for x, _ in tqdm(batches.in_order(), desc=progress, total=total, disable=progress is None):
-        features, gate_input = net.trunk(x.to(device))
-        gate_inputs.append(gate_input.cpu())
-        gate_logits.append(net.gate_logits(gate_input).cpu())
-        logits.append(torch.stack([net.body(features, width) for width in range(len(net.ladder))], dim=1).cpu())
+        seen = net.trunk(x.to(device))
+        gate_inputs.append(seen.gate_input.cpu())
+        gate_logits.append(net.gate_logits(seen.gate_input).cpu())
+        logits.append(torch.stack([net.answer(seen, width) for width in range(len(net.ladder))], dim=1).cpu())
     if decision is None:
         decision = GateDecision(net.gate_choices, tuple(cost.served_madds for cost in net.costs()))
     return Evaluation(

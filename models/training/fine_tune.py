@@ -36,7 +36,8 @@ def require_teacher(recipe: Recipe, classes: tuple[str, ...], checkpoint: Checkp
         raise ValueError(f"{asked} and there is none; needed: --init-from")
     if checkpoint.manifest.classes != classes:
         given = ", ".join(checkpoint.manifest.classes[:12])
-        raise ValueError(f"{asked}, whose classes are {given}; needed: those of the images, {', '.join(classes[:12])}")
+        needed = f"those of the images, {', '.join(classes[:12])}, or --origin-weight 0"
+        raise ValueError(f"{asked}, whose classes are {given}; needed: {needed}")
     if checkpoint.manifest.input != recipe.input_spec:
         raise ValueError(f"{asked}, whose input is {checkpoint.manifest.input}; needed: {recipe.input_spec}")
 

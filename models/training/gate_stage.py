@@ -72,9 +72,9 @@ def collect(net: Supernet, batches: Batches, views: int, first_epoch: int, *, bf
     ):
         for view in range(views):
             for x, y in batches.epoch(first_epoch + view):
-                features, gate_input = net.trunk(x.to(device))
-                inputs.append(gate_input.float().cpu())
-                per_choice = [net.body(features, width).float() for width in net.gate_choices]
+                seen = net.trunk(x.to(device))
+                inputs.append(seen.gate_input.float().cpu())
+                per_choice = [net.answer(seen, width).float() for width in net.gate_choices]
                 logits.append(torch.stack(per_choice, dim=1).cpu())
                 labels.append(y.cpu())
                 bar.update()

@@ -142,9 +142,9 @@ def _run_slice(net: Supernet, images: LabelledImages, spec: InputSpec, width: in
     logits, gate_logits = [], []
     batches = Batches(images, spec, BATCH_SIZE, seed=0, padding=0)
     for x, _ in tqdm(batches.in_order(), desc="evaluate", total=-(-len(images) // BATCH_SIZE)):
-        features, gate_input = net.trunk(x)
-        logits.append(net.body(features, width))
-        gate_logits.append(net.gate_logits(gate_input))
+        seen = net.trunk(x)
+        logits.append(net.answer(seen, width))
+        gate_logits.append(net.gate_logits(seen.gate_input))
     return torch.cat(logits)[:, None].numpy(), torch.cat(gate_logits).numpy()
 
 

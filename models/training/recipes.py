@@ -28,7 +28,8 @@ class SupernetRecipe:
     crop_padding and erase_pixels augment (data.augment, data.erase).
     gate_class_weight scales the loss of the classifier on the gate's input, where the network has one;
     origin_weight is how much every slice learns from the widest slice of the checkpoint that the run began
-    with, beside its own target (ours); bf16 runs forward and backward under autocast, weights and updates stay float32.
+    with, beside its own target (ours); bf16 runs forward and backward under autocast, weights and updates stay float32;
+    learns is how the names of those parameters begin that are trained, all others stay as they are.
     """
 
     cycles: tuple[int, ...]
@@ -47,6 +48,7 @@ class SupernetRecipe:
     gate_class_weight: float = 0.3
     origin_weight: float = 0.0
     bf16: bool = False
+    learns: str = ""
 
     @property
     def epochs(self) -> int:
@@ -195,6 +197,32 @@ def ds_resnet_cifar10_steep() -> Recipe:
     )
 
 
+def ds_resnet_cifar10_exit() -> Recipe:
+    """CIFAR-10 as JPEG files (45,000 for training, 5,000 hold-out), 35 epochs, begun with ``ds_resnet_cifar10_steep``.
+
+    In the first round every slice learns from the widest of that checkpoint, too. In the second the early exit
+    learns on from images of which nothing is erased, with the attention that reads it. 85 minutes on 2 CPU cores.
+    Top-1 per slice on 5,000 test images, one seed: 86.72, 88.78, 88.70, 89.76, 90.06, 90.46 %.
+    """
+    first = SupernetRecipe(
+        cycles=(25,), batch_size=128, lr=0.1, weight_decay=1e-3, erase_pixels=12, origin_weight=0.5, bf16=True
+    )
+    second = replace(
+        first, cycles=(10,), erase_pixels=0, weight_decay=5e-4, origin_weight=0.0, random_widths=1, learns="gate."
+    )
+    return Recipe(
+        "ds_resnet_cifar10_exit",
+        "CIFAR-10",
+        "ds_resnet",
+        lambda: asdict(ds_resnet.cifar_exit()),
+        CIFAR_INPUT,
+        first,
+        operating=OperatingRecipe(default_share=0.5),
+        half_weights=True,
+        then=(second,),
+    )
+
+
 def ds_resnet_tiny_cifar10() -> Recipe:
     """CIFAR-10 as JPEG files, 8 epochs of a network that only tests and demonstrations want.
 
@@ -212,5 +240,11 @@ def ds_resnet_tiny_cifar10() -> Recipe:
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     recipe.__name__: recipe
-    for recipe in (ds_resnet_cifar10, ds_resnet_cifar10_steep, ds_mbnet_cifar10, ds_resnet_tiny_cifar10)
+    for recipe in (
+        ds_resnet_cifar10,
+        ds_resnet_cifar10_steep,
+        ds_resnet_cifar10_exit,
+        ds_mbnet_cifar10,
+        ds_resnet_tiny_cifar10,
+    )
 }

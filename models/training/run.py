@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from models.checkpoint import Checkpoint, GateRecord, Manifest, Measured, load, locate, require_new, save
@@ -24,7 +25,7 @@ from models.training.evaluate import Evaluation, evaluate
 from models.training.fine_tune import initialise, require_teacher, with_classes
 from models.training.gate_stage import GateFit, fit_gate
 from models.training.operating import calibration_error, cross_fitted
-from models.training.recipes import Recipe
+from models.training.recipes import Recipe, SupernetRecipe
 from models.training.supernet_stage import SupernetTrainer
 
 
@@ -121,10 +122,16 @@ def train_supernet(
         batches = where.batches(rest, replace(recipe, supernet=stage, seed=seed))
         trainer.fit(batches, run_dir / f"supernet{suffix}.pt", _log_rows(run_dir / f"log{suffix}.csv"))
         train_s, average = train_s + trainer.train_s, trainer.ema.state_dict()
+    net.requires_grad_(True)
     if recipe.half_weights:
         round_weights(net)
-    calibrate(net, batches.epoch(2_000_000, min(stage.calibration_batches, len(batches))))
+    calibrate(net, _statistics(batches, stage))
     return train_s
+
+
+def _statistics(batches: Batches, stage: SupernetRecipe) -> Iterable[tuple[Tensor, Tensor]]:
+    """What batch norm's statistics are taken from: augmented images, of an epoch that no round trains on."""
+    return batches.epoch(2_000_000, min(stage.calibration_batches, len(batches)))
 
 
 def train(
@@ -153,6 +160,8 @@ def train(
     if origin is not None:
         fresh = initialise(net, origin)
         tqdm.write(f"began with {init_from}; fresh: {', '.join(fresh) or 'nothing'}")
+        # The EMA teacher begins as a copy: with statistics of no image it would teach nonsense for an epoch or two.
+        calibrate(net, _statistics(where.batches(rest, recipe), recipe.supernet))
     train_s = train_supernet(recipe, net, rest, where, run_dir, origin)
     batches = where.batches(rest, replace(recipe, supernet=recipe.last_round))
     fit = fit_gate(net, batches, hold_out, recipe.input_spec, recipe)

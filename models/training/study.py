@@ -67,13 +67,15 @@ class SupernetArm:
 def shortened(recipe: Recipe, targets: Targets, seed: int, epochs: int) -> Recipe:
     """``recipe`` as an arm: one round of one learning-rate cycle of ``epochs``, other targets, another seed.
 
+    An arm begins with fresh weights, so no checkpoint teaches it.
+
     The teacher's average reaches as far back, measured in lengths of the run, as it does in ``recipe``:
     else it would lag behind for much of a short run, and the short run would say little about the long one.
     """
     stage = recipe.supernet
     stage = replace(
         stage, cycles=(epochs,), targets=targets, warmup_epochs=min(stage.warmup_epochs, epochs / 4),
-        ema_decay=max(0.0, 1 - (1 - stage.ema_decay) * stage.epochs / epochs),
+        ema_decay=max(0.0, 1 - (1 - stage.ema_decay) * stage.epochs / epochs), origin_weight=0.0,
     )  # fmt: skip
     return replace(recipe, supernet=stage, then=(), seed=seed)
 
@@ -157,7 +159,7 @@ class StepCost:
 def measure_step_cost(recipe: Recipe, pairs: int = 20) -> StepCost:
     """Time both kinds of step on random images, alternating; the data pipeline is left out of both."""
     torch.manual_seed(0)
-    stage = recipe.supernet
+    stage = replace(recipe.supernet, origin_weight=0.0)  # a second teacher would be neither's own cost
     nets = [
         build(recipe.architecture, recipe.config()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for _ in range(2)

@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from models.supernet import Supernet
+from models.supernet import Supernet, TrunkOutput
 from models.training.data import Batches
 from models.training.losses import distillation
 from models.training.recipes import SupernetRecipe
@@ -109,6 +109,8 @@ class SupernetTrainer:
             _require_teacher(net, recipe.origin_weight, origin)
         self.net, self.recipe, self.seed, self.identity = net, recipe, seed, dict(identity)
         self._origin = origin if recipe.origin_weight else None
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name.startswith(recipe.learns))
         self.device = next(net.parameters()).device
         average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
@@ -134,27 +136,26 @@ class SupernetTrainer:
         if self.net.has_wide_trunk:
             labelled, wide_BK = self._labelled(lambda: self.net.largest(x), labels, origin_BK)
         with self._autocast():
-            features, gate_input = self.net.trunk(x)
-        leaf = features.detach().requires_grad_()
+            seen = self.net.trunk(x)
+        leaves = TrunkOutput(*(tensor.detach().requires_grad_() for tensor in seen))
         if not self.net.has_wide_trunk:
-            labelled, wide_BK = self._labelled(lambda: self.net.body(leaf, widest), labels, origin_BK)
+            labelled, wide_BK = self._labelled(lambda: self.net.answer(leaves, widest), labels, origin_BK)
         if recipe.targets == "in_place_distillation":
             targets = [wide_BK.softmax(dim=1)] * len(widths)
         for index, width in enumerate(widths):
             if recipe.targets == "labels":
-                self._labelled(lambda width=width: self.net.body(leaf, width), labels, origin_BK)  # type: ignore[misc]
+                self._labelled(lambda width=width: self.net.answer(leaves, width), labels, origin_BK)  # type: ignore[misc]
             else:
                 with self._autocast():
-                    logits_BK = self.net.body(leaf, width)
+                    logits_BK = self.net.answer(leaves, width)
                 target_BK = targets[index] if origin_BK is None else self._mixed(targets[index], origin_BK)
                 _backward(distillation(_precise(logits_BK), target_BK))
-        roots, gradients = [features], [leaf.grad]
         with self._autocast():
-            class_logits_BK = self.net.gate_class_logits(gate_input)
+            class_logits_BK = self.net.gate_class_logits(leaves.gate_input)
         if class_logits_BK is not None:
-            roots.append(recipe.gate_class_weight * self._task_loss(class_logits_BK, labels))
-            gradients.append(None)
-        torch.autograd.backward(roots, gradients)
+            _backward(recipe.gate_class_weight * self._task_loss(class_logits_BK, labels))
+        reached = [(root, leaf.grad) for root, leaf in zip(seen, leaves, strict=True) if leaf.grad is not None]
+        torch.autograd.backward([root for root, _ in reached], [gradient for _, gradient in reached])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update_parameters(self.net)
@@ -193,8 +194,8 @@ class SupernetTrainer:
             largest_BK = _precise(self.teacher.largest(x)).softmax(dim=1)
             if self.recipe.targets == "bootstrapping":
                 return [largest_BK] * len(widths)
-            features = self.teacher.trunk(x).features
-            votes = [_precise(self.teacher.body(features, width)).softmax(dim=1) for width in widths[:-1]]
+            seen = self.teacher.trunk(x)
+            votes = [_precise(self.teacher.answer(seen, width)).softmax(dim=1) for width in widths[:-1]]
         return [largest_BK] * len(votes) + [torch.stack([largest_BK, *votes]).mean(dim=0)]
 
     @torch.no_grad()

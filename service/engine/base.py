@@ -25,10 +25,18 @@ class TrunkResult(NamedTuple):
     gate_inputs_NR: F32
 
 
+class Exited(NamedTuple):
+    """What an image's feature is where the network has an early exit. logits_K: what it answers there."""
+
+    feature: Feature
+    logits_K: F32
+
+
 class Engine(Protocol):
     """One model on one device. The methods block, are thread-safe, and any batch size is allowed.
 
     part_bytes  size of each part's graph with its weights, as the engine keeps it.
+    has_exit    slice 0 is an early exit: the trunk has computed its answer, and ``body`` only looks it up.
     """
 
     name: str
@@ -36,6 +44,7 @@ class Engine(Protocol):
     device: str
     workers: int
     part_bytes: Mapping[str, int]
+    has_exit: bool
 
     def trunk(self, images: Sequence[Image]) -> TrunkResult:
         """Images of one or both kinds -> features and the slimming head's inputs."""

@@ -18,8 +18,9 @@ from torch import nn
 
 from models.checkpoint import Checkpoint
 from models.export import FromPixels, fold_batch_norm, to_onnx
+from models.supernet import Supernet
 from models.transform import U8, normalise
-from service.engine.base import F32, Image, TrunkResult
+from service.engine.base import F32, Exited, Feature, Image, TrunkResult
 from service.engine.graphs import SessionFactory, code_digest
 
 
@@ -39,7 +40,8 @@ class OnnxEngine:
             built = dict(zip(exports, pool.map(factory.session, exports, exports.values()), strict=True))
         self._pixels_trunk, self._trunk, self._gate = (built[part] for part in ("pixels_trunk", "trunk", "gate"))
         self.part_bytes: Mapping[str, int] = {part: factory.graph_bytes[part] for part in exports}
-        self._bodies = [built[_body(width)] for width in range(len(checkpoint.net.ladder))]
+        self.has_exit = checkpoint.net.has_exit
+        self._bodies = {width: built[_body(width)] for width in _widths_with_body(checkpoint.net)}
 
     def trunk(self, images: Sequence[Image]) -> TrunkResult:
         if all(image.dtype == np.uint8 for image in images):
@@ -47,7 +49,7 @@ class OnnxEngine:
         else:
             images_NCHW = np.stack([self._normalised(image) for image in images])
             features, gate_inputs = self._trunk.run(None, {"images": images_NCHW})
-        return TrunkResult(features, gate_inputs)
+        return TrunkResult(list(map(Exited, features, gate_inputs)) if self.has_exit else features, gate_inputs)
 
     def _normalised(self, image: Image) -> Image:
         return normalise(cast(U8, image), self._input) if image.dtype == np.uint8 else image
@@ -56,13 +58,20 @@ class OnnxEngine:
         logits_NG: F32 = self._gate.run(None, {"gate_input": gate_inputs_NR})[0]
         return logits_NG
 
-    def body(self, width: int, features: Sequence[F32]) -> F32:
-        logits_NK: F32 = self._bodies[width].run(None, {"features": np.stack(features)})[0]
+    def body(self, width: int, features: Sequence[Feature]) -> F32:
+        if self.has_exit and width == 0:
+            return np.stack([exited.logits_K for exited in features])
+        stacked = np.stack([exited.feature for exited in features] if self.has_exit else features)
+        logits_NK: F32 = self._bodies[width].run(None, {"features": stacked})[0]
         return logits_NK
 
 
 def _body(width: int) -> str:
     return f"body {width}"
+
+
+def _widths_with_body(net: Supernet) -> range:
+    return range(int(net.has_exit), len(net.ladder))
 
 
 def _exports(checkpoint: Checkpoint) -> dict[str, Callable[[], bytes]]:
@@ -81,11 +90,13 @@ def _exports(checkpoint: Checkpoint) -> dict[str, Callable[[], bytes]]:
         return to_onnx(net.subnet(0).slimming, (gate_input,), ["gate_input"], ["gate_logits"])
 
     def body(width: int) -> bytes:
-        return to_onnx(fold_batch_norm(net.subnet(width).body), (features,), ["features"], ["logits"])
+        static = net.subnet(width).body
+        assert static is not None, "an early exit has no body: this is a bug"
+        return to_onnx(fold_batch_norm(static), (features,), ["features"], ["logits"])
 
     return {
         "trunk": partial(trunk, lambda module: module, images, "images"),
         "pixels_trunk": partial(trunk, lambda module: FromPixels(module, checkpoint.manifest.input), pixels, "pixels"),
         "gate": gate,
-        **{_body(width): partial(body, width) for width in range(len(net.ladder))},
+        **{_body(width): partial(body, width) for width in _widths_with_body(net)},
     }

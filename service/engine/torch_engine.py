@@ -18,7 +18,7 @@ from models.checkpoint import Checkpoint
 from models.cost import count_parameters
 from models.export import FromPixels, fold_batch_norm
 from models.transform import U8, normalise
-from service.engine.base import F32, Image, TrunkResult
+from service.engine.base import F32, Exited, Feature, Image, TrunkResult
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,10 +42,12 @@ class TorchEngine:
         # Scale and shift stay in float32: half precision has 11 bits, and pixels use 8 of them already.
         self._normalise = FromPixels(nn.Identity(), self._input).to(device)
         self._gate = narrowest.slimming.float().cpu()  # its input comes back to the CPU anyway
-        self._bodies = [self._placed(net.subnet(width).body) for width in range(len(net.ladder))]
+        self.has_exit = net.has_exit
+        bodies = {width: net.subnet(width).body for width in range(len(net.ladder))}
+        self._bodies = {width: self._placed(body) for width, body in bodies.items() if body is not None}
         size = torch.finfo(self._dtype).bits // 8
         parts: dict[str, nn.Module] = {"trunk": self._trunk, "gate": self._gate} | {
-            f"body {width}": body for width, body in enumerate(self._bodies)
+            f"body {width}": body for width, body in self._bodies.items()
         }
         self.part_bytes: Mapping[str, int] = {part: size * count_parameters(module) for part, module in parts.items()}
 
@@ -60,15 +62,19 @@ class TorchEngine:
         else:
             x_NCHW = self._moved(np.stack([self._normalised(image) for image in images]))
         features, gate_inputs = self._trunk(x_NCHW.to(self._dtype, memory_format=torch.channels_last))
-        return TrunkResult(features.unbind(), _numpy(gate_inputs))
+        each, gate_inputs_NR = features.unbind(), _numpy(gate_inputs)
+        return TrunkResult(list(map(Exited, each, gate_inputs_NR)) if self.has_exit else each, gate_inputs_NR)
 
     @torch.inference_mode()
     def gate(self, gate_inputs_NR: F32) -> F32:
         return _numpy(self._gate(torch.from_numpy(gate_inputs_NR)))
 
     @torch.inference_mode()
-    def body(self, width: int, features: Sequence[Tensor]) -> F32:
-        stacked_NCHW = torch.stack(list(features)).contiguous(memory_format=torch.channels_last)
+    def body(self, width: int, features: Sequence[Feature]) -> F32:
+        if self.has_exit and width == 0:
+            return np.stack([exited.logits_K for exited in features])
+        each = [exited.feature for exited in features] if self.has_exit else list(features)
+        stacked_NCHW = torch.stack(each).contiguous(memory_format=torch.channels_last)
         return _numpy(self._bodies[width](stacked_NCHW))
 
     def _moved(self, array: NDArray[Any]) -> Tensor:

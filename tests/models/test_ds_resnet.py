@@ -8,8 +8,9 @@ import torch
 from support import CLASSES, TINY_INPUT, TINY_RESNET, calibrated_gate, pictures, tiny_resnet
 from torch import nn
 
+from models.basic_blocks import StaticBlock
 from models.checkpoint import load, save
-from models.ds_resnet import DsResnet, StaticBlock, cifar
+from models.ds_resnet import DsResnet, cifar
 from models.export import export_subnet, fold_batch_norm, to_onnx
 from models.registry import build
 from models.stages import StageConfig
@@ -236,7 +237,7 @@ def test_the_form_for_cifar():
     [
         ({"trunk": ()}, "trunk and body need at least one stage each"),
         ({"body": ()}, "trunk and body need at least one stage each"),
-        ({"trunk": (StageConfig((8, 16), 1, 2),)}, r"a trunk stage has one width, given \(8, 16\)"),
+        ({"trunk": (StageConfig((8, 16), 1, 2),)}, r"a stage of trunk or exit has one width, given \(8, 16\)"),
         ({"gate_choices": (0, 3)}, r"gate_choices \(0, 3\) must ascend within 0\.\.2"),
         ({"gate_choices": (1, 0)}, r"gate_choices \(1, 0\) must ascend within 0\.\.2"),
         ({"gate_choices": ()}, r"gate_choices \(\) must ascend within 0\.\.2"),

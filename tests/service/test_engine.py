@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from support import TINY_INPUT, random_image
+from support import CLASSES, TINY_EXIT, TINY_INPUT, calibrated_gate, random_image, tiny_resnet
 from torch import nn
 
-from models.checkpoint import load, resolve
+from models.checkpoint import load, resolve, save
 from models.export import to_onnx
 from models.transform import load_image, load_pixels, normalise
 from service.engine.base import TrunkResult
@@ -23,6 +23,13 @@ from service.engine.torch_engine import TorchEngine
 @pytest.fixture(scope="module")
 def checkpoint(repository):
     return load(resolve(repository, "tiny"))
+
+
+@pytest.fixture(scope="module")
+def exit_checkpoint(tmp_path_factory):
+    net, folder = tiny_resnet(config=TINY_EXIT), tmp_path_factory.mktemp("exit") / "tiny" / "1"
+    save(folder, net, classes=CLASSES, input_spec=TINY_INPUT, gate=calibrated_gate(net))
+    return load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,27 @@ def test_features_of_different_batches_may_share_one(net, engine):
     with torch.no_grad():
         expected = net(torch.from_numpy(np.stack([images[i] for i in (3, 0, 2)])), 2).numpy()
     assert close(mixed, expected)
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
+@torch.no_grad()
+def test_an_early_exit_needs_no_body(kind, exit_checkpoint):
+    net = exit_checkpoint.net
+    factory = SessionFactory(None)
+    engine = (
+        OnnxEngine(exit_checkpoint, 2, factory) if kind == "onnxruntime" else TorchEngine(exit_checkpoint, 2, "cpu")
+    )
+    assert engine.has_exit
+    assert [part for part in engine.part_bytes if part.startswith("body")] == ["body 1", "body 2", "body 3"]
+    images = [load_image(random_image(seed), TINY_INPUT) for seed in range(5)]
+    x = torch.from_numpy(np.stack(images))
+    features, gate_inputs = engine.trunk(images)
+    for width in range(len(net.ladder)):
+        assert close(engine.body(width, features), net(x, width).numpy())
+        assert close(engine.body(width, [features[3], features[1]]), net(x[[3, 1]], width).numpy())
+    assert close(engine.gate(gate_inputs), net.gate_logits(net.trunk(x).gate_input).numpy())
+    timings = measure(Work(engine, exit_checkpoint), len(net.ladder), 0.0, threading.Event())
+    assert {timing.width for timing in timings} == {None, 0, 1, 2, 3}
 
 
 class SlowEngine:

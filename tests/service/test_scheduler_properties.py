@@ -1,6 +1,7 @@
 """Whatever comes and whatever a policy says: nothing is lost, and batches are what routing says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -166,3 +167,33 @@ def test_the_books_are_empty_when_the_queues_are(count):
                 s.forget(entry.place)
         s.finished(batch, now_s, 1.0, 1.0)
     assert len(s._backlog) == 0
+
+
+@given(st.lists(st.tuples(bodies, st.booleans()), min_size=1, max_size=20), st.sampled_from([0, 1, TOP]))
+def test_an_exit_lets_go_who_would_be_routed_to_it_and_loses_nobody(images, price):
+    s, now_s = scheduler(slack, has_exit=True, batch=64), 5.0
+    s._backlog.price = lambda *_: price
+    for (_, window, deadline_s, urgency), gone in images:
+        push(s, window=window, deadline_s=deadline_s, urgency=urgency, caller=Caller(gone))
+    trunk, dropped = [], []
+    while (selection := s.next_batch(0.0)).batch is not None:
+        trunk += [e for e in selection.batch.entries if selection.batch.step is Step.TRUNK]
+        dropped += [*selection.cancelled, *selection.expired]
+        s.finished(selection.batch, now_s, 1.0, 1.0)
+    seen = [replace(e, look=fields[0]) for e, (fields, _) in zip(trunk, images, strict=False)]
+    batch = s.push_seen(seen, now_s)
+    left = list(batch.entries) if batch else []
+    for entry in seen:
+        found = route_of(s, entry, now_s, price)
+        assert (entry in left) == (found.width == 0 and entry.deadline_s > now_s and not entry.abandoned())
+    assert batch is None or {route.width for route in batch.routes} == {0}
+    assert len(s) == len(seen) - len(left)
+    assert len(s._backlog._slots) == len(s)
+
+
+def test_without_an_exit_nobody_leaves_before_a_body():
+    s = scheduler()
+    push(s)
+    (entry,) = s.next_batch(0.0).batch.entries
+    assert s.push_seen([replace(entry, look=look(0))], 1.0) is None
+    assert s.next_batch(1.0).batch.entries[0].place == entry.place

@@ -17,10 +17,12 @@ WHOLE = Window(0, WIDTHS - 1)
 LOOKS = [look(2, (2, 0)), look(1), look(0)]
 
 
-def replay(policy, arrivals, workers=1, capacity_images=10_000, overhead_s=0.0, look_s=0.0, **table_facts):
+def replay(
+    policy, arrivals, workers=1, capacity_images=10_000, *, overhead_s=0.0, look_s=0.0, has_exit=False, **table_facts
+):
     machine = Machine(table(**table_facts), workers, capacity_images, 100.0, overhead_s, look_s)
     times = LiveTimes(machine.times)
-    scheduler = Scheduler(policy_named(policy, (0, 1, 2), times), times, workers)
+    scheduler = Scheduler(policy_named(policy, (0, 1, 2), times), times, workers, has_exit=has_exit)
     run = Run(scheduler, machine, LOOKS)
     served = run.replay(arrivals)
     assert len(scheduler) == 0
@@ -31,6 +33,13 @@ def test_one_image_takes_its_trunk_and_its_body():
     (served,) = replay("gate", [Arrival(1.0, 1, WHOLE)])
     assert (served.outcome, served.width, served.reason) == (Outcome.MET, 1, Reason.GATE)
     assert served.finish_s == pytest.approx(1.0 + 1.0 + 2.0)
+
+
+def test_an_exit_answers_when_its_trunk_ends():
+    arrivals = [Arrival(1.0, 2, WHOLE), Arrival(1.0, 1, WHOLE)]
+    exited, other = replay("gate", arrivals, workers=2, has_exit=True)
+    assert (exited.outcome, exited.width, exited.reason) == (Outcome.MET, 0, Reason.GATE)
+    assert (exited.finish_s, other.finish_s) == (pytest.approx(2.0), pytest.approx(4.0))
 
 
 def test_asking_the_gate_is_charged_where_it_is_asked():

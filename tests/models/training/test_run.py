@@ -132,7 +132,7 @@ def test_the_commands_train_and_evaluate(trained, folders, tmp_path, monkeypatch
 def test_fine_tuning_begins_with_a_checkpoint_and_may_have_other_classes(
     trained, folders, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setitem(RECIPES, "toy", lambda: TOY)
+    monkeypatch.setitem(RECIPES, "toy", lambda: replace(TOY, supernet=replace(TOY.supernet, origin_weight=0.5)))
     own = tmp_path / "own"
     for k in (0, 1, 2):
         (own / f"mine{k}").mkdir(parents=True)
@@ -140,6 +140,7 @@ def test_fine_tuning_begins_with_a_checkpoint_and_may_have_other_classes(
             (own / f"mine{k}" / file.name).write_bytes(file.read_bytes())
     flags = ["--recipe", "toy", "--data", str(own), "--hold-out", "30", "--dataset-name", "mine", "--epochs", "1"]
     out = tmp_path / "zoo" / "mine" / "1"
+    flags += ["--origin-weight", "0"]
     begin = ["--init-from", str(trained[0] / "zoo" / "toy"), "--lr", "0.0"]
     assert cli.main(["train", *flags, *begin, "--run-dir", str(tmp_path / "run"), "--out", str(out)]) == 0
     assert "fresh: classifier.weight, classifier.bias" in capsys.readouterr().out

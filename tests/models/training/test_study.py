@@ -123,7 +123,7 @@ def test_shared_statistics_are_the_widests():
 
 
 def test_an_arm_differs_in_targets_seed_and_length_alone():
-    arm_recipe = shortened(TOY, "labels", 7, 2)
+    arm_recipe = shortened(replace(TOY, supernet=replace(TOY.supernet, origin_weight=0.5)), "labels", 7, 2)
     assert (arm_recipe.seed, arm_recipe.supernet.targets, arm_recipe.supernet.cycles) == (7, "labels", (2,))
     assert arm_recipe.supernet.ema_decay == pytest.approx(0.8)  # 5 steps in half the run are 10 in the whole
     restored = replace(arm_recipe.supernet, targets="bootstrapping", cycles=(4,), warmup_epochs=1.0, ema_decay=0.9)
@@ -131,6 +131,7 @@ def test_an_arm_differs_in_targets_seed_and_length_alone():
 
 
 def test_the_step_cost_counts_both_kinds_of_step():
-    cost = measure_step_cost(TOY, pairs=3)
+    taught = replace(TOY, supernet=replace(TOY.supernet, origin_weight=0.5))  # there is no origin here
+    cost = measure_step_cost(taught, pairs=3)
     assert cost.sandwich_s > cost.plain_s > 0
     assert (cost.batch_size, cost.pairs) == (16, 3)
