@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, OSError) as error:  # a CheckpointError is a ValueError
+    except (ValueError, OSError, FloatingPointError) as error:  # a CheckpointError is a ValueError
         print(f"slicewise-models: error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -71,13 +71,22 @@ def adjusted(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     return replace(recipe, supernet=stage, then=then, seed=seed, hold_out=hold_out)
 
 
+def _require_device(device: str) -> None:
+    """ValueError for a device that is none, or not there."""
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"device {device} asked for; allowed: cpu, cuda, cuda:0, cuda:1, ...")
+    gpus = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= gpus:
+        raise ValueError(f"device {device} asked for; this machine and this build of PyTorch have {gpus} CUDA devices")
+
+
 def run_train(arguments: argparse.Namespace) -> None:
     """Train a recipe to a checkpoint."""
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     where = Where(arguments.device, arguments.workers)
-    if where.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {where.device} asked for; this machine or this build of PyTorch has no CUDA")
+    _require_device(where.device)
     manifest = train(
         adjusted(RECIPES[arguments.recipe](), arguments),
         DataPaths(arguments.data, arguments.test, arguments.dataset_name),

@@ -72,15 +72,19 @@ def load_folder(
     limit_bytes  decoded pixels that may be kept in memory; a hold-out taken from them is a copy. Above it
                  images stay encoded where they are, every batch decodes its own, and the files must stay.
 
-    Raises ValueError when there is no image, an image lies in no folder, a folder is not among the given
-    classes, none are given and there is but one, or (at once in memory, else with its batch) an image
-    cannot be decoded.
+    Raises ValueError when there is no image, an image lies in no folder, the folders do not lie side by side,
+    one is not among the given classes, none are given and there is but one, or (at once in memory, else with
+    its batch) an image cannot be decoded.
     """
     files = ImageFiles(path)
     names = files.names()
     if not names:
         raise ValueError(f"{path} holds no images laid out as class/name.jpg")
-    folders = [PurePosixPath(name).parent.name for name in names]
+    parents = [PurePosixPath(name).parent for name in names]
+    roots = sorted({parent.parent.as_posix() for parent in parents})
+    if len(roots) > 1:  # classes of one name would become one, splits would be mixed
+        raise ValueError(f"{path} has class folders in {', '.join(roots[:12])}; needed: all in one folder")
+    folders = [parent.name for parent in parents]
     known = _known_classes(path, folders, classes)
     index = {name: i for i, name in enumerate(known)}
     labels = np.array([index[folder] for folder in folders], dtype=np.int64)

@@ -42,6 +42,22 @@ def require_teacher(recipe: Recipe, classes: tuple[str, ...], checkpoint: Checkp
         raise ValueError(f"{asked}, whose input is {checkpoint.manifest.input}; needed: {recipe.input_spec}")
 
 
+def other_hold_out(recipe: Recipe, checkpoint: Checkpoint) -> str | None:
+    """What to warn of where the checkpoint may have learnt images that the run holds out; None where it has not.
+
+    Only names and counts are compared: checkpoints do not say which images they were trained on.
+    """
+    trained = checkpoint.manifest.recipe or {}
+    theirs, ours = (trained.get("hold_out"), trained.get("seed")), (recipe.hold_out, recipe.seed)
+    if theirs == ours or None in theirs:
+        return None
+    return (
+        f"{checkpoint.manifest.name}/{checkpoint.manifest.version} held out {theirs[0]} images by seed {theirs[1]}, "
+        f"this run {ours[0]} by seed {ours[1]}: of the same images, some that are held out now were learnt then, and "
+        "hold-out figures flatter"
+    )
+
+
 def _leading(given: Tensor, own: Tensor) -> Tensor:
     """The leading part of ``given`` in the shape of ``own``; as it is where that is no part of it."""
     if given.ndim != own.ndim or any(have < need for have, need in zip(given.shape, own.shape, strict=True)):

@@ -5,6 +5,7 @@ Shapes: N images, H height, W width.
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -48,8 +49,9 @@ class ImageFiles:
     def names(self) -> tuple[str, ...]:
         """class/name of every image, sorted."""
         if self.archive is None:
-            files = (file for file in self.path.rglob("*") if file.is_file())
-            found = (file.relative_to(self.path).as_posix() for file in files)
+            folders = os.walk(self.path, followlinks=True)  # class folders are often links to those of a larger set
+            files = (Path(folder, name) for folder, _, names in folders for name in names)
+            found = (file.relative_to(self.path).as_posix() for file in files if file.is_file())
         else:
             found = (info.filename for info in self.archive.infolist() if not info.is_dir())
         return tuple(sorted(name for name in found if _is_image(name)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,11 @@ from models.tensors import round_weights
 from models.training.calibrate import calibrate
 from models.training.data import Batches, LabelledImages, load_folder, split_hold_out
 from models.training.evaluate import Evaluation, evaluate
-from models.training.fine_tune import initialise, require_teacher, with_classes
+from models.training.fine_tune import initialise, other_hold_out, require_teacher, with_classes
 from models.training.gate_stage import GateFit, fit_gate
 from models.training.operating import calibration_error, cross_fitted
 from models.training.recipes import Recipe, SupernetRecipe
-from models.training.supernet_stage import SupernetTrainer
+from models.training.supernet_stage import SupernetTrainer, require_learner
 
 
 def _log_rows(path: Path) -> Any:
@@ -110,6 +111,8 @@ def train_supernet(
     ``log.csv``; of the second round ``supernet_2.pt`` and ``log_2.csv``, and so on. origin: what the weights
     began as, if not fresh. Raises ValueError when a state is of a run that differs in ``run_identity``.
     """
+    for stage in recipe.rounds:
+        require_learner(net, stage)  # before the hours of the rounds in front of it
     run_dir.mkdir(parents=True, exist_ok=True)
     identity = run_identity(recipe, net, rest.names, None if origin is None else origin.manifest.digest)
     teacher = None if origin is None else origin.net.eval().to(device=where.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -160,6 +163,9 @@ def train(
     if origin is not None:
         fresh = initialise(net, origin)
         tqdm.write(f"began with {init_from}; fresh: {', '.join(fresh) or 'nothing'}")
+        warning = other_hold_out(recipe, origin)
+        if warning is not None:
+            tqdm.write(f"warning: {warning}", file=sys.stderr)
         # The EMA teacher begins as a copy: with statistics of no image it would teach nonsense for an epoch or two.
         calibrate(net, _statistics(where.batches(rest, recipe), recipe.supernet))
     train_s = train_supernet(recipe, net, rest, where, run_dir, origin)

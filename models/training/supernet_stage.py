@@ -82,6 +82,14 @@ def _backward(loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
+def require_learner(net: Supernet, recipe: SupernetRecipe) -> None:
+    """ValueError where ``recipe.learns`` names no parameter of the network."""
+    names = [name for name, _ in net.named_parameters()]
+    if not any(name.startswith(recipe.learns) for name in names):
+        parts = ", ".join(sorted({f"{name.partition('.')[0]}." for name in names}))
+        raise ValueError(f"learns is {recipe.learns!r}, with which no parameter begins; allowed: {parts} and longer")
+
+
 def _require_teacher(net: Supernet, weight: float, origin: Supernet | None) -> None:
     if origin is None:
         raise ValueError(f"origin_weight is {weight:g} and the run begins with no checkpoint; needed: --init-from")
@@ -105,6 +113,7 @@ class SupernetTrainer:
         identity: Mapping[str, str],
         origin: Supernet | None = None,
     ) -> None:
+        require_learner(net, recipe)
         if recipe.origin_weight:
             _require_teacher(net, recipe.origin_weight, origin)
         self.net, self.recipe, self.seed, self.identity = net, recipe, seed, dict(identity)

@@ -70,6 +70,14 @@ def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path):
         load_folder(folder, TINY_INPUT)
 
 
+def test_class_folders_lie_side_by_side(folder):
+    ant = folder / "more" / "ant"
+    ant.mkdir(parents=True)
+    (ant / "0.png").write_bytes(random_image(0))
+    with pytest.raises(ValueError, match=r"has class folders in \., more; needed: all in one folder"):
+        load_folder(folder, TINY_INPUT)
+
+
 def test_one_class_is_refused_unless_the_classes_are_given(tmp_path):
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "0.png").write_bytes(random_image(0))

@@ -27,6 +27,14 @@ def test_names_are_sorted_and_leave_out_what_archivers_add(archive, tmp_path):
     assert ImageFiles(tmp_path / "images").names() == ("ant/0.png", "bee/1.PNG")
 
 
+def test_class_folders_may_be_links(archive, tmp_path):
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "images")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "ant").symlink_to(tmp_path / "images" / "ant")
+    assert ImageFiles(tmp_path / "some").names() == ("ant/0.png",)
+
+
 def test_indexing_decodes_as_the_service_does_in_the_order_asked_for(archive):
     files = ImageFiles(archive)
     images = EncodedImages(files, files.names(), TINY_INPUT)

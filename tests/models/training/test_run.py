@@ -169,7 +169,17 @@ def test_who_cannot_teach_is_told_before_the_hours(trained, folders, tmp_path):
     (renamed / sorted(entry.name for entry in renamed.iterdir())[0]).rename(renamed / "zebra")
     with pytest.raises(ValueError, match=r"whose classes are .*; needed: those of the images, .*zebra"):
         train(recipe, DataPaths(renamed), *paths[1:], init_from=source)
+    with pytest.raises(ValueError, match=r"learns is 'exit\.', with which no parameter begins; allowed: .*stem\. and"):
+        train(replace(TOY, then=(replace(TOY.supernet, learns="exit."),)), *paths)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("seed", "warned"), [(0, False), (1, True)])
+def test_images_that_the_origin_may_have_learnt_are_warned_of(trained, folders, tmp_path, capsys, seed, warned):
+    recipe = replace(TOY, seed=seed, supernet=replace(TOY.supernet, cycles=(1,)))
+    out = tmp_path / "zoo" / "toy" / "1"
+    train(recipe, DataPaths(folders / "train"), tmp_path / "run", out, init_from=trained[0] / "zoo" / "toy")
+    assert ("images by seed 0, this run" in capsys.readouterr().err) == warned
 
 
 def test_rounds_follow_each_other_and_resume_where_they_were(trained, folders, tmp_path):
@@ -194,9 +204,26 @@ def test_rounds_follow_each_other_and_resume_where_they_were(trained, folders, t
         run("4", replace(recipe, then=(replace(second, lr=0.01),)))
 
 
-def test_a_device_that_is_not_there_is_refused_before_any_work(folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.parametrize(
+    ("device", "fault"),
+    [
+        ("cuda:1", "have 1 CUDA devices"),
+        ("gpu", "allowed: cpu, cuda, cuda:0"),
+        ("cuda:last", "allowed: cpu, cuda, cuda:0"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_any_work(folders, tmp_path, monkeypatch, capsys, device, fault):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     flags = ["--recipe", "ds_mbnet_cifar10", "--data", str(folders / "train"), "--run-dir", str(tmp_path / "run")]
-    assert cli.main(["train", *flags, "--out", str(tmp_path / "zoo" / "x" / "1"), "--device", "cuda"]) == 1
-    assert "no CUDA" in capsys.readouterr().err
+    assert cli.main(["train", *flags, "--out", str(tmp_path / "zoo" / "x" / "1"), "--device", device]) == 1
+    error = capsys.readouterr().err
+    assert fault in error
+    assert device in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_ends_with_the_step(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "toy", lambda: TOY)
+    flags = ["--recipe", "toy", "--data", str(folders / "train"), "--run-dir", str(tmp_path / "run"), "--lr", "1e30"]
+    assert cli.main(["train", *flags, "--out", str(tmp_path / "zoo" / "x" / "1")]) == 1
+    assert "loss is nan at epoch 0, step " in capsys.readouterr().err
