@@ -8,7 +8,7 @@ bursts of CV2 2 alone reach that.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -33,7 +33,7 @@ class Capacity:
     """What the machine bears.
 
     images_per_s  C0: arrivals of an open loop that the narrowest width sustains. overhead_ms: worker time per image
-                  beyond the latency table. look_ms: and more than that where the gate is asked, in the same width.
+                  beyond the latency table. look_ms: and more than that where the gate is asked and a body follows.
     """
 
     images_per_s: float
@@ -96,6 +96,18 @@ def overhead_ms(capacity_per_s: float, workers: int, timings: Iterable[dict[str,
 def look_ms(capacity_per_s: float, looked_per_s: float, workers: int) -> float:
     """Worker milliseconds that an image costs more when the gate is asked, from what is sustained with and without."""
     return max(0.0, workers / looked_per_s - workers / capacity_per_s) * 1e3
+
+
+def slice_1_alone(slices: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Headers that leave only slice 1 to an image, of slices as ``/v1/models`` lists them.
+
+    Raises ValueError where no floor tells it from slice 0.
+    """
+    narrowest, *wider = (each["accuracy"] for each in slices)
+    if not wider or None in (narrowest, *wider) or narrowest >= min(wider):
+        accuracies = ", ".join(map(str, [narrowest, *wider]))
+        raise ValueError(f"slices have accuracies of {accuracies}; needed: two and more, the narrowest the lowest")
+    return f"Compute-Budget={slices[1]['madds_served']}", f"Accuracy-Floor={min(wider)}"
 
 
 def means(outcomes: Iterable[Outcome]) -> dict[tuple[int, str], tuple[float, float | None]]:

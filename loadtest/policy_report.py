@@ -49,8 +49,8 @@ def _setting(capacity: Capacity, duration_s: float) -> list[str]:
         f"{capacity.tau0_ms:.2f} ms. Traces of {duration_s:g} s at a mean of {MEAN_SHARE:g} C0, peaks over "
         f"{PEAK_WINDOW_S:g} s nearest to {PEAK_SHARE:g} C0. Every request has a Latency-Budget: {slos}. The twin "
         f"charges {capacity.overhead_ms:.2f} ms of worker time to every image beside the latency table, the difference "
-        f"between tau0 and the table, and {capacity.look_ms:.2f} ms more where the gate is asked: measured in the same "
-        "way with a budget that allows the narrowest width only.",
+        f"between tau0 and the table, and {capacity.look_ms:.2f} ms more where a body follows the gate: what slice 1 "
+        "takes more when it is asked and budgets allow nothing else than when nobody asks, measured in the same way.",
     ]
 
 

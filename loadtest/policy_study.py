@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from loadtest.policy_plan import (
     look_ms,
     overhead_ms,
     parse_trace_name,
+    slice_1_alone,
     sustained,
     trace_name,
 )
@@ -42,6 +44,7 @@ from loadtest.run_report import RunRecord
 from loadtest.servers import Fleet, Server, ServerSpec
 from loadtest.trace_file import Origin, fill, write_trace
 from loadtest.traces import poisson
+from loadtest.victim import Victim
 
 CAPACITY, REPORT = "capacity.json", "report.md"
 SATURATING_CLIENTS, PROBE_S = 32, 8.0
@@ -106,28 +109,37 @@ def server_spec(a: argparse.Namespace, policy: str) -> ServerSpec:
 def _capacity(a: argparse.Namespace) -> Capacity:
     """C0, the sustained rate of the narrowest width through HTTP with the generator running, and what HTTP costs.
 
-    The same once more with the gate asked, whose wish the smallest budget overrules, gives the cost of asking.
+    The cost of asking is what slice 1 takes more when budgets overrule the gate than when nobody asks it: behind
+    slice 0 there may be no second batch.
     """
     kept = a.out / CAPACITY
     if not kept.exists():
         work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
-        smallest = json.loads(a.evaluation.read_bytes())["madds_served"][0]
-        rate, looked = _sustained(a, work, "fixed:0"), _sustained(a, work, "gate", f"Compute-Budget={smallest}")
+        rate, unasked = (_sustained(a, work, policy) for policy in ("fixed:0", "fixed:1"))
+        looked = _sustained(a, work, "gate", *slice_1_alone(_slices(a, work)))
         profile, cores = work / "profile.json", usable_cores()
         call("slicewise", "profile", *where(a), "--json-out", str(profile))
         (measured,) = json.loads(profile.read_bytes())
         overhead = overhead_ms(rate, cores, measured["timings"])
-        found = Capacity(rate, cores, overhead, look_ms(rate, looked, cores))
+        found = Capacity(rate, cores, overhead, look_ms(unasked, looked, cores))
         kept.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
-        say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms, asked {looked:.1f} images/s")
+        at_1 = f"at slice 1 {unasked:.1f} images/s, asked {looked:.1f}"
+        say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms; {at_1}")
     return Capacity(**json.loads(kept.read_bytes()))
 
 
-def _sustained(a: argparse.Namespace, work: Path, policy: str, budget: str = "") -> float:
+def _slices(a: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    with Victim(server_spec(a, "gate"), work / "slices.log") as server:
+        (model,) = server.ask_json("/v1/models")["models"]
+    slices: list[dict[str, Any]] = model["slices"]
+    return slices
+
+
+def _sustained(a: argparse.Namespace, work: Path, policy: str, *budgets: str) -> float:
     """Of Poisson arrivals, with the generator that runs the traces; not above what saturating clients get."""
     spec = server_spec(a, policy)
-    mixes = [Mix.parse(text) for text in (f"Latency-Budget={SUSTAINED_LIMIT_MS:g}ms", budget) if text]
-    arm = HttpArm("capacity", spec, "/v1/classify", a.images, SATURATING_CLIENTS, mix=budget)
+    mixes = [Mix.parse(text) for text in (f"Latency-Budget={SUSTAINED_LIMIT_MS:g}ms", *budgets)]
+    arm = HttpArm("capacity", spec, "/v1/classify", a.images, SATURATING_CLIENTS, mix=budgets[0] if budgets else "")
     with Fleet(work) as fleet:
         most = arm.measure(fleet, Window(3.0, 10.0)).images_per_s
     with Server(spec, work / "server.log") as server:

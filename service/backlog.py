@@ -160,14 +160,14 @@ class Backlog:
 
     costs     may be replaced when a better estimate is at hand.
     unasked   likewise: at every price the width of images that the gate is not asked about, None where it is asked;
-              look_s: what asking costs more.
+              look_P: what asking costs more.
     headroom  share of the workers' time that prices may plan; the rest meets what nobody foresaw.
     """
 
     def __init__(self, costs: Costs, prices: int, workers: int, headroom: float) -> None:
         self.costs, self._prices, self._workers, self._headroom = costs, prices, workers, headroom
         self.unasked: Sequence[int | None] = (*(None,) * (prices - 1), 0)
-        self.look_s = 0.0
+        self.look_P: Sequence[float] = (0.0,) * prices
         self._due_s, self._hard, self._seen, self._needs_trunk = array("d"), bytearray(), bytearray(), bytearray()
         self._may_ask = bytearray()  # neither seen nor forced
         self._lo, self._hi = bytearray(), bytearray()
@@ -299,7 +299,7 @@ class Backlog:
     def _unseen_s(self, price: int) -> tuple[float, float]:
         """What an image that nothing is known of will need behind its trunk: for its body, and for asking."""
         width = self.unasked[price]
-        return (self._typical_P[price], self.look_s) if width is None else (self.costs.body_s[width], 0.0)
+        return (self._typical_P[price], self.look_P[price]) if width is None else (self.costs.body_s[width], 0.0)
 
     def _own_s(self, lo: int) -> float:
         return self.costs.trunk_s + self.costs.body_s[lo]

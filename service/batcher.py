@@ -6,6 +6,9 @@ event loop except ``_work``; what it runs is in ``service.execution`` and touche
 
 An image whose caller has gone, or whose deadline has passed, is dropped when a batch is formed and
 never disturbs its batch-mates; a batch that fails fails alone; a closed batcher answers everything.
+
+Where slice 0 is an early exit, whoever has passed the trunk has an answer: it leaves at once where it is what
+the image is served, and is kept for those that go on, should time or room run out.
 """
 
 from __future__ import annotations
@@ -19,18 +22,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import structlog
 
-from service.engine.base import F32, Engine, Image
-from service.errors import BackendError, DeadlineExceededError, DrainingError, QueueFullError, SlicewiseError
+from service.engine.base import F32, Engine
+from service.errors import BackendError, DeadlineExceededError, DrainingError, QueueFullError
 from service.execution import Execution, Looks
 from service.latency import Overhead
-from service.request import Entry, Route, Step, Window
+from service.request import Batch, Entry, Reason, Route, Step, Window
 from service.scheduler import Scheduler, Selection
 from service.telemetry import ModelTelemetry, width_label
+from service.tickets import Order, Outcome, Ticket, ticket_of
 
 log = structlog.get_logger()
 
@@ -40,55 +44,6 @@ WORKER_NICENESS = 5
 """Of the threads that compute: the event loop is a few microseconds of work that everybody waits for."""
 LAST_BATCH_S = 5.0
 """How long a batch that is on a worker may outlast the drain limit; a thread cannot be killed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One image to classify, and what routing needs.
-
-    deadline_s  monotonic: when the caller is told that it is too late; inf without one.
-    done_by_s   when its batch has to be done for the answer to be in time. due_s orders the queues.
-    place       as the scheduler expects it; the batcher sees to it that it is given back.
-    spend       is told what was computed for the image, in MAdds, also when that is after its answer.
-    """
-
-    image: Image
-    window: Window
-    arrived_s: float
-    due_s: float
-    done_by_s: float = math.inf
-    deadline_s: float = math.inf
-    urgency: int = 3
-    place: int = -1
-    spend: Callable[[int], None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the batcher returns: class logits [K], gate logits [G] or None, and where the time went.
-
-    done_s  monotonic, when its last batch was done.
-    """
-
-    logits_K: F32
-    gate_logits_G: F32 | None
-    route: Route
-    queue_s: float
-    trunk_s: float
-    body_s: float
-    done_s: float
-
-
-class Ticket:
-    """The promise of one entry: its future, whether a worker holds it now, and who pays for it."""
-
-    __slots__ = ("future", "running", "spend")
-
-    def __init__(self, future: asyncio.Future[Outcome], spend: Callable[[int], None] | None) -> None:
-        self.future, self.running, self.spend = future, False, spend
-
-    def done(self) -> bool:
-        return self.future.done()
 
 
 class Batcher:
@@ -149,11 +104,14 @@ class Batcher:
         self._pump()
         if order.deadline_s == math.inf:
             return await ticket.future
-        at_deadline = loop.call_later(order.deadline_s - now_s, _miss, order, ticket)
+        timers = [loop.call_later(order.deadline_s - now_s, self._miss, order, ticket)]
+        if self._engine.has_exit:
+            timers.append(loop.call_later(order.done_by_s - now_s, self._hurry, ticket))
         try:
             return await ticket.future
         finally:
-            at_deadline.cancel()
+            for timer in timers:
+                timer.cancel()
 
     async def close(self, drain_s: float) -> None:
         """Finish what waits within ``drain_s`` seconds, then refuse the rest; every promise resolves."""
@@ -165,10 +123,14 @@ class Batcher:
         await self._wait_until_idle(LAST_BATCH_S)
         for execution in self._running:
             for entry in execution.batch.entries:
-                _break(entry, BackendError(f"the model did not finish its batch within {LAST_BATCH_S:g} s of shutdown"))
-        for entry in self._scheduler.clear():
+                ticket_of(entry).refuse(
+                    BackendError(f"the model did not finish its batch within {LAST_BATCH_S:g} s of shutdown")
+                )
+        for entry in self._without_answered(self._scheduler.clear(), Reason.LOAD):
             self._forget_trunk_row(entry)
-            _break(entry, DrainingError("the service shut down before this image was computed", DRAIN_RETRY_S))
+            ticket_of(entry).refuse(
+                DrainingError("the service shut down before this image was computed", DRAIN_RETRY_S)
+            )
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _wait_until_idle(self, limit_s: float) -> None:
@@ -192,7 +154,7 @@ class Batcher:
         self._idle.clear()
         self._telemetry.batch_dispatched(execution.batch.entries, now_s)
         for entry in execution.batch.entries:
-            _set_running(entry, True)
+            ticket_of(entry).running = True
         self._pool.submit(self._work, execution, asyncio.get_running_loop())
 
     def _work(self, execution: Execution, loop: asyncio.AbstractEventLoop) -> None:
@@ -216,10 +178,15 @@ class Batcher:
         batch = execution.batch
         self._overhead.worked(execution.cpu_s, 0 if batch.step is Step.TRUNK else len(batch.entries))
         self._overhead.learn(time.monotonic(), time.process_time())
+        self._conclude(execution, self._finish[batch.step])
+
+    def _conclude(self, execution: Execution, finish: Callable[[Execution], None]) -> None:
+        """``finish`` what was computed; where that or the computing fails, the batch fails."""
+        batch = execution.batch
         try:
             if execution.error is not None:
                 raise execution.error
-            self._finish[batch.step](execution)
+            finish(execution)
         except Exception as error:  # the engine is foreign code; its failure is this batch's answer
             log.error(
                 "batch_failed", width=width_label(batch.width, "trunk"), images=len(batch.entries), exc_info=error
@@ -237,7 +204,7 @@ class Batcher:
             self._forget_trunk_row(entry)
             if batch.step is Step.TRUNK:
                 self._scheduler.forget(entry.place)
-            _break(entry, BackendError(f"the model failed on a batch of {len(batch.entries)} images"))
+            ticket_of(entry).refuse(BackendError(f"the model failed on a batch of {len(batch.entries)} images"))
 
     def _finish_trunk(self, execution: Execution) -> None:
         batch, seconds = execution.batch, execution.trunk_s
@@ -246,18 +213,60 @@ class Batcher:
         self._scheduler.finished(batch, done_s, trunk_s=execution.ended_s - execution.began_s)
         seen = []
         for entry, (after, look) in zip(batch.entries, execution.seen, strict=True):
-            _set_running(entry, False)
+            ticket_of(entry).running = False
             waited_s = entry.waited_s + execution.began_s - entry.queued_s
-            seen.append(replace(entry, payload=after, look=look, queued_s=done_s, waited_s=waited_s, trunk_s=seconds))
+            going = replace(entry, payload=after, look=look, queued_s=done_s, waited_s=waited_s, trunk_s=seconds)
+            seen.append(going)
+            if self._scheduler.is_answered(going):
+                ticket_of(going).answered = going
         at_exit = self._scheduler.push_seen(seen, done_s)
         if at_exit is not None:
-            self._answer_at_exit(Execution(at_exit), done_s)
+            self._answer_at_exit(at_exit, execution.ended_s)
 
-    def _answer_at_exit(self, execution: Execution, now_s: float) -> None:
-        """What the trunk has answered: looked up right here, in less time than it takes to wake a worker."""
-        self._telemetry.batch_dispatched(execution.batch.entries, now_s)
+    def _answer_at_exit(self, batch: Batch, done_s: float) -> None:
+        """What the trunk has answered: looked up right here, in less time than it takes to wake a worker.
+
+        done_s  since when the answers could have left.
+        """
+        execution = Execution(batch)
+        self._telemetry.batch_dispatched(batch.entries, time.monotonic())
         execution.run(self._engine, self._looks)
-        self._settle(execution)
+        self._overhead.worked(0.0, len(batch.entries))
+        execution.ended_s = done_s
+        self._conclude(execution, self._finish_exit)
+
+    def _finish_exit(self, execution: Execution) -> None:
+        self._telemetry.batch_done(0, len(execution.batch.entries), execution.body_s)
+        self._answer_all(execution)
+
+    def _hurry(self, ticket: Ticket) -> None:
+        """There is no more time for a body: what an early exit has answered is the answer."""
+        entry = ticket.answered
+        if entry is None or ticket.done():
+            return
+        if not ticket.running:
+            self._scheduler.withdraw(entry)
+            self._without_answered([entry], Reason.LATENCY_BUDGET)
+            return
+        logits_K = self._engine.body(0, [entry.payload.feature])[0]
+        if np.isfinite(logits_K).all():  # its body goes on, and is accounted for when it is done
+            route, now_s = _to_exit(entry, Reason.LATENCY_BUDGET), time.monotonic()
+            queue_s, seen = entry.waited_s + now_s - entry.queued_s, entry.payload
+            ticket.keep(Outcome(logits_K, seen.gate_logits_G, route, queue_s, entry.trunk_s, 0.0, now_s))
+
+    def _miss(self, order: Order, ticket: Ticket) -> None:
+        """The deadline has passed: its caller is told, whatever becomes of the image."""
+        self._hurry(ticket)  # timers that end together run in any order
+        budget_ms, outcome = (order.deadline_s - order.arrived_s) * 1e3, "late" if ticket.running else "expired"
+        ticket.refuse(DeadlineExceededError(f"no answer within the latency budget of {budget_ms:g} ms", outcome))
+
+    def _without_answered(self, entries: Sequence[Entry], reason: Reason) -> list[Entry]:
+        """Answer those, already out of their queues, that an early exit has answered; the others are returned."""
+        answered = [e for e in entries if self._scheduler.is_answered(e) and not e.abandoned()]
+        if answered:
+            routes = tuple(_to_exit(entry, reason) for entry in answered)
+            self._answer_at_exit(Batch(Step.BODY, 0, tuple(answered), routes), time.monotonic())
+        return [entry for entry in entries if entry not in answered]
 
     def _finish_body(self, execution: Execution) -> None:
         batch = execution.batch
@@ -283,12 +292,12 @@ class Batcher:
         """Account one computed image and keep its promise."""
         madds = self._telemetry.body_row(route)
         if not np.isfinite(logits_K).all():
-            _break(entry, BackendError("the model answered this image with numbers that are not finite"))
+            ticket_of(entry).refuse(BackendError("the model answered this image with numbers that are not finite"))
             return
-        _charge(entry, madds)
+        ticket_of(entry).charge(madds)
         queue_s = entry.waited_s + last.began_s - entry.queued_s
         gate_logits_G = None if entry.look is None else entry.payload.gate_logits_G
-        _keep(entry, Outcome(logits_K, gate_logits_G, route, queue_s, trunk_s, last.body_s, last.ended_s))
+        ticket_of(entry).keep(Outcome(logits_K, gate_logits_G, route, queue_s, trunk_s, last.body_s, last.ended_s))
 
     def shed(self, urgency: int, images: int) -> bool:
         """Refuse so many less urgent images that wait, for more urgent ones; False, and none, when there are fewer."""
@@ -303,21 +312,20 @@ class Batcher:
         return given_up is not None
 
     def _give_up(self, entries: Sequence[Entry], urgency: int) -> None:
-        for entry in entries:
+        for entry in self._without_answered(entries, Reason.LOAD):
             self._forget_trunk_row(entry)
-            _break(entry, QueueFullError(f"given up for an image of urgency {urgency}", DRAIN_RETRY_S))
+            ticket_of(entry).refuse(QueueFullError(f"given up for an image of urgency {urgency}", DRAIN_RETRY_S))
 
     def _drop(self, selection: Selection) -> None:
         """Account entries that will never be computed and answer those that still have a caller."""
         dropped = self._telemetry.telemetry.dropped
-        for reason, entries in (("cancelled", selection.cancelled), ("expired", selection.expired)):
+        expired = self._without_answered(selection.expired, Reason.LATENCY_BUDGET)
+        for reason, entries in (("cancelled", selection.cancelled), ("expired", expired)):
             for entry in entries:
                 dropped.labels(reason).inc()
-                _charge(entry, self._forget_trunk_row(entry))
-                _break(
-                    entry,
-                    DeadlineExceededError("the deadline could not be met any more, the image has waited", "expired"),
-                )
+                ticket_of(entry).charge(self._forget_trunk_row(entry))
+                late = "the deadline could not be met any more, the image has waited"
+                ticket_of(entry).refuse(DeadlineExceededError(late, "expired"))
 
     def _forget_trunk_row(self, entry: Entry) -> int:
         """Account the trunk row of an entry whose body will never run; its MAdds, 0 if it has not run.
@@ -339,32 +347,6 @@ def _yield_to_others() -> None:
             os.setpriority(os.PRIO_PROCESS, thread, lowered)  # above 19 it is 19
 
 
-def _miss(order: Order, ticket: Ticket) -> None:
-    """The deadline has passed: its caller is told, whatever becomes of the image."""
-    if not ticket.done():
-        budget_ms, outcome = (order.deadline_s - order.arrived_s) * 1e3, "late" if ticket.running else "expired"
-        error = DeadlineExceededError(f"no answer within the latency budget of {budget_ms:g} ms", outcome)
-        ticket.future.set_exception(error)
-
-
-def _charge(entry: Entry, madds: int) -> None:
-    assert isinstance(entry.promise, Ticket), "submit makes the tickets: this is a bug"
-    if madds and entry.promise.spend is not None:
-        entry.promise.spend(madds)
-
-
-def _set_running(entry: Entry, running: bool) -> None:
-    assert isinstance(entry.promise, Ticket), "submit makes the tickets: this is a bug"
-    entry.promise.running = running
-
-
-def _keep(entry: Entry, outcome: Outcome) -> None:
-    assert isinstance(entry.promise, Ticket), "submit makes the tickets: this is a bug"
-    if not entry.promise.done():
-        entry.promise.future.set_result(outcome)
-
-
-def _break(entry: Entry, error: SlicewiseError) -> None:
-    assert isinstance(entry.promise, Ticket), "submit makes the tickets: this is a bug"
-    if not entry.promise.done():
-        entry.promise.future.set_exception(error)
+def _to_exit(entry: Entry, reason: Reason) -> Route:
+    assert entry.look is not None, "an exit answers images that were seen: this is a bug"
+    return Route(0, reason, entry.look.wish)

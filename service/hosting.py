@@ -62,6 +62,7 @@ def curve_of(manifest: Manifest, decision: GateDecision) -> Curve | None:
     return Curve(
         tuple(accuracy - share * madds for accuracy, madds in zip(known, decision.madds, strict=True)),
         tuple((point.accuracy - share * point.madds, point.shares) for point in points),
+        manifest.has_exit,
     )
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import caching
-from service.batcher import Order, Outcome
 from service.caching import Answer
 from service.engine.base import Image
 from service.errors import (
@@ -32,6 +31,7 @@ from service.request import Budget, Prediction, Route, Timings, Window
 from service.routing import window
 from service.store import Cache
 from service.telemetry import Telemetry, child
+from service.tickets import Order, Outcome
 
 DEFAULT_TOP_K = 5
 

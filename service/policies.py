@@ -36,7 +36,8 @@ Widths = tuple[int | None, ...]
 ASK_UNTIL_TOP: Widths = (*(None,) * TOP, 0)
 LOOK_S = 4e-4
 """What asking the gate costs on a CPU beside its arithmetic: a second batch, and a second way through the event loop.
-docs/adr/0014."""
+docs/adr/0014. Images that an early exit answers have neither."""
+NO_LOOK = (0.0,) * len(PRICES)
 MAX_BATCH = 16
 SLACKFIT_BUCKETS = 32
 """Ours: the paper does not state it."""
@@ -46,12 +47,14 @@ SLACKFIT_BUCKETS = 32
 class Curve:
     """What a hold-out says images are worth: their accuracy, less what the operating point asks for their cost.
 
-    worth_L  at every slice, for all images.
-    asked    at every operating point of the gate: that, and the share of images at each of its choices.
+    worth_L   at every slice, for all images.
+    asked     at every operating point of the gate: that, and the share of images at each of its choices.
+    has_exit  slice 0 is an early exit: whom it answers costs nothing more than the trunk.
     """
 
     worth_L: tuple[float, ...]
     asked: tuple[tuple[float, tuple[float, ...]], ...]
+    has_exit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class Policy(Protocol):
     is_fair    a plan leaves the other workers their share of what waits; False where the policy was published with
                a batch size of its own.
     unasked    at every price the width of images that the gate is not asked about; None where it is asked.
-    look_s     what asking costs beside trunk, gate and body.
+    look_P     at every price what asking costs the average image, in seconds, beside trunk, gate and body.
     """
 
     name: str
@@ -79,7 +82,7 @@ class Policy(Protocol):
     is_priced: bool
     is_fair: bool
     unasked: Widths
-    look_s: float
+    look_P: tuple[float, ...]
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
         """For images that nothing is known of. None: run trunk and gate first.
@@ -112,7 +115,7 @@ class Gate:
     """The gate's wish at the operating point, never moved by load."""
 
     name, asks_gate, is_priced, is_fair = "gate", True, False, True
-    unasked, look_s = ASK_UNTIL_TOP, 0.0
+    unasked, look_P = ASK_UNTIL_TOP, NO_LOOK
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
         return None
@@ -135,13 +138,13 @@ class GateSlack:
 
     choices  ladder indices that the gate speaks of, ascending.
     curve    None: nothing was measured, and the gate is asked at every price but the top one.
-    look_s   what asking costs beside trunk, gate and body.
+    look_s   what a second batch costs beside trunk, gate and body.
     """
 
     name, asks_gate, is_priced, is_fair = "gate_slack", True, True, True
 
     def __init__(self, choices: Sequence[int], times: LiveTimes, curve: Curve | None, look_s: float) -> None:
-        self._choices, self._curve, self.look_s = np.asarray(choices), curve, look_s
+        self._choices, self._curve, self._look_s = np.asarray(choices), curve, look_s
         self._whole_images = [times.table.best_whole_batch(width) for width in times.table.widths]
         self.renew(times)
 
@@ -149,9 +152,11 @@ class GateSlack:
         body_s = times.costs().body_s
         seconds_G = np.take(body_s, self._choices)
         self._price_PG = np.multiply.outer(PRICES[:-1], seconds_G / seconds_G[-1])
-        self.unasked = ASK_UNTIL_TOP
+        self.unasked, self.look_P = ASK_UNTIL_TOP, (self._look_s,) * len(PRICES)
         if self._curve is not None:
-            self.unasked = unasked_widths(self._curve, self._choices.tolist(), body_s, self.look_s)
+            mixes = asked_mixes(self._curve, self._choices.tolist(), body_s, self._look_s)
+            self.unasked = unasked_widths(self._curve, mixes, [s / seconds_G[-1] for s in body_s])
+            self.look_P = tuple(_best(mixes, price).look_s for price in PRICES[:-1]) + NO_LOOK[:1]
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
         width = self.unasked[price]
@@ -167,22 +172,44 @@ class GateSlack:
         return [Look(wish, (*widths, 0), best) for wish, widths, best in seen]
 
 
-def unasked_widths(curve: Curve, choices: Sequence[int], body_s: Sequence[float], look_s: float) -> Widths:
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Of one operating point: what the average image is worth, what it takes behind the trunk, as a share of the
+    widest body's seconds, and how many of those seconds go into asking.
+    """
+
+    worth: float
+    time: float
+    look_s: float
+
+
+def asked_mixes(curve: Curve, choices: Sequence[int], body_s: Sequence[float], look_s: float) -> list[Mix]:
+    """What asking comes to at every operating point. body_s: seconds at every width; look_s: of a second batch."""
+    mixes = []
+    for worth, shares in curve.asked:
+        going = [(share, w) for share, w in zip(shares, choices, strict=True) if w or not curve.has_exit]
+        asking_s = look_s * sum(share for share, _ in going)
+        time = (asking_s + sum(share * body_s[w] for share, w in going)) / body_s[choices[-1]]
+        mixes.append(Mix(worth, time, asking_s))
+    return mixes
+
+
+def _best(mixes: Sequence[Mix], price: float) -> Mix:
+    return max(mixes, key=lambda mix: mix.worth - price * mix.time)
+
+
+def unasked_widths(curve: Curve, mixes: Sequence[Mix], time_L: Sequence[float]) -> Widths:
     """At every price the width that is worth most to the average image, None where asking the gate is worth more.
 
-    body_s  seconds at every width. look_s: of asking. Without a price images are asked, at the top one they are not.
+    time_L  what bodies take, as a share of the widest one's seconds. Without a price images are asked, at the top one
+            they are not.
     """
-    widest_s = body_s[choices[-1]]
-    asked = [
-        (worth, (look_s + sum(share * body_s[w] for share, w in zip(shares, choices, strict=True))) / widest_s)
-        for worth, shares in curve.asked
-    ]
-    times = [seconds / widest_s for seconds in body_s]
-    alike = list(zip(curve.worth_L, times, range(len(times)), strict=True))
+    alike = list(zip(curve.worth_L, time_L, range(len(time_L)), strict=True))
     widths: list[int | None] = [None]
     for price in PRICES[1:-1]:
         gain, width = max((worth - price * time, -width) for worth, time, width in alike)
-        is_asked = widths[-1] is None and max(worth - price * time for worth, time in asked) > gain
+        best = _best(mixes, price)
+        is_asked = widths[-1] is None and best.worth - price * best.time > gain
         widths.append(None if is_asked else -width)
     return (*widths, 0)
 
@@ -191,7 +218,7 @@ class Blind:
     """What the policies have in common that never look at an image."""
 
     asks_gate = is_priced = is_fair = False
-    unasked, look_s = ASK_UNTIL_TOP, 0.0
+    unasked, look_P = ASK_UNTIL_TOP, NO_LOOK
 
     def __init__(self, name: str) -> None:
         self.name = name

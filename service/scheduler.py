@@ -59,7 +59,7 @@ class Scheduler:
         self._policy, self._times, self._workers, self._has_exit = policy, times, workers, has_exit
         widths = len(times.table.widths)
         self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom)
-        self._backlog.unasked, self._backlog.look_s = policy.unasked, policy.look_s
+        self._backlog.unasked, self._backlog.look_P = policy.unasked, policy.look_P
         self._renewed_s = -math.inf
         self._trunk_images = times.table.best_batch(None)
         self._body_images = [times.table.best_batch(width) for width in range(widths)]
@@ -116,7 +116,7 @@ class Scheduler:
         if not self._has_exit:
             return None
         price = self._price(now_s, self._ends())
-        routed = [(entry, self._routed(entry, now_s, price)) for entry in entries if entry.deadline_s > now_s]
+        routed = [(entry, self._routed(entry, now_s, price)) for entry in entries]
         leaving = [(entry, found) for entry, found in routed if found.width == 0 and not entry.abandoned()]
         if not leaving:
             return None
@@ -124,6 +124,10 @@ class Scheduler:
         self._seen.remove(gone)
         self._backlog.remove(*(entry.place for entry in gone))
         return Batch(Step.BODY, 0, gone, routes)
+
+    def is_answered(self, entry: Entry) -> bool:
+        """Whether an early exit has its answer, with a slice that it allows: nobody need be late or refused then."""
+        return self._has_exit and entry.look is not None and entry.window.lo == 0
 
     def next_batch(self, now_s: float) -> Selection:
         """Take the most urgent batch and drop what is of no use on the way.
@@ -168,7 +172,8 @@ class Scheduler:
             self._renewed_s = now_s
             self._times.age(now_s)
             self._policy.renew(self._times)
-            self._backlog.costs, self._backlog.unasked = self._times.costs(), self._policy.unasked
+            self._backlog.costs = self._times.costs()
+            self._backlog.unasked, self._backlog.look_P = self._policy.unasked, self._policy.look_P
 
     def prune(self, now_s: float) -> Selection:
         """Drop every dead entry wherever it stands; called when the queue looks full."""
@@ -188,7 +193,7 @@ class Scheduler:
         if len(given_up) < images:
             return None
         for entry in given_up:
-            self._give_up(entry)
+            self.withdraw(entry)
         return given_up
 
     def make_room(self, now_s: float, deadline_s: float, window: Window, urgency: int) -> list[Entry] | None:
@@ -197,7 +202,7 @@ class Scheduler:
         missing_s, until_s = self._missing(now_s, deadline_s, window)
         if missing_s <= 0:
             return []
-        rivals = [entry for entry in self._less_urgent(urgency) if entry.due_s <= until_s]
+        rivals = [e for e in self._less_urgent(urgency) if e.due_s <= until_s and not self.is_answered(e)]
         given_up: list[Entry] = []
         for entry in rivals:
             if missing_s <= 0:
@@ -207,7 +212,7 @@ class Scheduler:
         if missing_s > 0:
             return None
         for entry in given_up:
-            self._give_up(entry)
+            self.withdraw(entry)
         return given_up
 
     def _missing(self, now_s: float, deadline_s: float, window: Window) -> tuple[float, float]:
@@ -225,7 +230,8 @@ class Scheduler:
         rivals = [entry for queue in queues for entry in queue if entry.urgency > urgency]
         return sorted(rivals, key=lambda entry: (-entry.urgency, -entry.due_s))
 
-    def _give_up(self, entry: Entry) -> None:
+    def withdraw(self, entry: Entry) -> None:
+        """Take out an entry that waits."""
         for queue in self._queues:
             queue.remove([entry])
         self._backlog.remove(entry.place)

@@ -6,7 +6,7 @@ nobody waits, so it plans for machines and loads that are not at hand and judges
 arrivals, images and budgets.
 
 What it leaves out: everything around the engine (HTTP, decoding, hand-overs) is one cost per image, and one more
-for asking the gate, spent by the worker that runs it.
+where a body follows the gate, spent by the worker that runs it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Machine:
     capacity_images  that may be in work.
     default_slo_s    orders images without a deadline.
     overhead_s       worker seconds that each image costs beside trunk and body.
-    look_s           and those that it costs more when its trunk is a batch of its own, so that the gate can be asked.
+    look_s           and those that it costs more when its body is a second batch, because the gate was asked.
+    has_exit         slice 0 is an early exit: whom it answers has no second batch.
     """
 
     times: LatencyTable
@@ -84,6 +85,7 @@ class Machine:
     default_slo_s: float
     overhead_s: float = 0.0
     look_s: float = 0.0
+    has_exit: bool = False
 
     def batch_s(self, step: Step, width: int | None, images: int) -> tuple[float, float]:
         """Seconds of the trunk's and of the body's part of a batch, but for what asking costs."""
@@ -92,7 +94,7 @@ class Machine:
 
     def asking_s(self, step: Step, images: int) -> float:
         """What a batch takes beside that; the scheduler knows of it and need not learn it."""
-        return self.look_s * images if step is Step.TRUNK else 0.0
+        return self.look_s * images if step is (Step.BODY if self.has_exit else Step.TRUNK) else 0.0
 
 
 class _Caller:
@@ -155,17 +157,17 @@ class Run:
             shed = self._scheduler.shed(arrival.urgency, 1)
             if shed is None:
                 return False
-            self._settle(shed[0], Served(Outcome.REFUSED))
+            self._give_up(shed[0], now_s)
         given_up = self._scheduler.make_room(now_s, deadline_s, arrival.window, arrival.urgency)
         for victim in given_up or []:
-            self._settle(victim, Served(Outcome.REFUSED))
+            self._give_up(victim, now_s)
         return given_up is not None
 
     def _pump(self, now_s: float) -> None:
         while len(self._ends) < self._machine.workers:
             selection = self._scheduler.next_batch(now_s)
             for entry in (*selection.expired, *selection.cancelled):
-                self._settle(entry, Served(Outcome.EXPIRED))
+                self._settle(entry, self._answered(entry, now_s) or Served(Outcome.EXPIRED))
             if selection.batch is None:
                 return
             batch = selection.batch
@@ -185,8 +187,22 @@ class Run:
                 return
             batch = at_exit
         for entry, route in zip(batch.entries, batch.routes, strict=True):
-            outcome = Outcome.MET if now_s <= entry.deadline_s else Outcome.LATE
-            self._settle(entry, Served(outcome, route.width, route.reason, now_s, route.gate_width))
+            if now_s <= entry.deadline_s:
+                self._settle(entry, Served(Outcome.MET, route.width, route.reason, now_s, route.gate_width))
+            else:
+                late = Served(Outcome.LATE, route.width, route.reason, now_s, route.gate_width)
+                self._settle(entry, self._answered(entry, now_s) or late)
+
+    def _answered(self, entry: Entry, now_s: float) -> Served | None:
+        """By an early exit, no later than at its deadline; None without one."""
+        if not self._scheduler.is_answered(entry) or entry.look is None:
+            return None
+        finish_s = min(now_s, entry.deadline_s)
+        return Served(Outcome.MET, 0, Reason.LATENCY_BUDGET, finish_s, entry.look.wish)
+
+    def _give_up(self, entry: Entry, now_s: float) -> None:
+        answered = self._answered(entry, now_s)
+        self._settle(entry, replace(answered, reason=Reason.LOAD) if answered else Served(Outcome.REFUSED))
 
     def _settle(self, entry: Entry, served: Served) -> None:
         self._in_work -= 1

@@ -71,7 +71,7 @@ class SimulateSettings(Settings):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="what each image costs beside that, when its trunk is a batch of its own and the gate is asked",
+        description="what each image costs beside that, when its body is a second batch, because the gate was asked",
     )
     against: str | None = Field(None, description="policy that the others are compared with; none when absent")
     out: Path | None = Field(None, description="folder for simulation.json and simulation.md; made when missing")
@@ -137,6 +137,7 @@ class Simulation:
             default_slo_s=settings.default_slo_ms / 1e3,
             overhead_s=settings.overhead_ms / 1e3,
             look_s=settings.look_ms / 1e3,
+            has_exit=self.manifest.has_exit,
         )
         self.policies = [self._checked(name) for name in settings.policies]
         self.against = None if settings.against is None else self._policy(settings.against, "against").name

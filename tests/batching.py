@@ -8,13 +8,14 @@ import time
 
 import numpy as np
 
-from service.batcher import Batcher, Order
+from service.batcher import Batcher
 from service.engine.base import TrunkResult
 from service.latency import LatencyTable, LiveTimes, Overhead
 from service.policies import Gate
 from service.request import SliceFacts, Window
 from service.scheduler import Scheduler
 from service.telemetry import ModelLabels, ModelTelemetry, Telemetry
+from service.tickets import Order
 
 SLICES = (SliceFacts(0, 100, 110, None), SliceFacts(1, 200, 210, None))
 TRUNK_MADDS = 60
@@ -76,12 +77,13 @@ class Harness:
 
         self.batcher = Batcher(engine, self.scheduler, looks, model, self.overhead, capacity)
 
-    def submit(self, value, *, forced=None, deadline_s=math.inf, spend=None):
-        now_s, window = time.monotonic(), Window(0, 1, forced)
-        due_s = min(deadline_s, now_s + 1)
+    def submit(self, value, *, forced=None, least=0, deadline_s=math.inf, done_by_s=None, urgency=3, spend=None):
+        now_s, window = time.monotonic(), Window(least, 1, forced)
+        done_by_s = deadline_s if done_by_s is None else done_by_s
+        due_s = min(done_by_s, now_s + 1)
         place = self.scheduler.expect(now_s, due_s, deadline_s < math.inf, window)
         pixels = np.array([value], np.float32)
-        order = Order(pixels, window, now_s, due_s, deadline_s, deadline_s, place=place, spend=spend)
+        order = Order(pixels, window, now_s, due_s, done_by_s, deadline_s, urgency, place, spend)
         return asyncio.ensure_future(self.batcher.submit(order))
 
     def metric(self, name, **labels):

@@ -20,6 +20,7 @@ from loadtest.policy_plan import (
     means,
     overhead_ms,
     parse_trace_name,
+    slice_1_alone,
     sustained,
     trace_name,
 )
@@ -71,6 +72,14 @@ def test_the_sustained_rate_is_the_highest_step_that_holds(limit_per_s):
     rate = sustained(holds, 100.0)
     assert rate <= limit_per_s < rate * RATE_STEP
     assert len(asked) <= 6
+
+
+def test_budgets_leave_slice_1_alone():
+    slices = [{"accuracy": a, "madds_served": m} for a, m in ((0.7, 10), (0.81, 20), (0.8, 30))]
+    assert slice_1_alone(slices) == ("Compute-Budget=20", "Accuracy-Floor=0.8")
+    for accuracies in ((0.7,), (0.8, 0.8), (0.7, None)):
+        with pytest.raises(ValueError, match="needed: two and more, the narrowest the lowest"):
+            slice_1_alone([{"accuracy": a, "madds_served": 1} for a in accuracies])
 
 
 def test_no_rate_may_be_sustained():

@@ -265,7 +265,7 @@ def test_images_go_together_as_they_would_one_by_one(together):
 def test_asking_is_planned_for_whatever_budgets_allow():
     """Of images that nothing is known of, but for those that are never asked."""
     b = backlog(headroom=1.0)
-    b.unasked, b.look_s = (None, None, 1, 0), 1.0
+    b.unasked, b.look_P = (None, None, 1, 0), (1.0,) * 4
     for window in (WINDOW, Window(0, 0), Window(2, 2), Window(1, 1, 1)):
         b.add(100.0, False, window)
     least_s = [COSTS.trunk_s + COSTS.body_s[width] for width in (0, 0, 2, 1)]

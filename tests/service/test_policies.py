@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from service.policies import (
     MaxBatch,
     Plan,
     SlackFit,
+    asked_mixes,
     check_policy_name,
     policy_named,
     priced,
@@ -80,16 +83,32 @@ CURVE = Curve((0.80, 0.86, 0.90), ((0.90, (0.1, 0.1, 0.8)), (0.895, (0.4, 0.3, 0
 
 
 def test_images_are_asked_while_that_is_worth_its_time():
-    asked = [width is None for width in unasked_widths(CURVE, (0, 1, 2), LARGE, 4e-4)]
+    asked = [width is None for width in unasked(CURVE, LARGE)]
     assert asked[0]
     assert asked == sorted(asked, reverse=True)  # once not worth it, at no higher price
     assert 10 < sum(asked) < TOP
-    assert sum(width is None for width in unasked_widths(CURVE, (0, 1, 2), (0.0002, 0.0005, 0.001), 4e-4)) < sum(asked)
+    assert sum(width is None for width in unasked(CURVE, (0.0002, 0.0005, 0.001))) < sum(asked)
+
+
+def test_whom_an_exit_answers_costs_no_second_batch():
+    small, exits = (0.0, 0.0015, 0.003), replace(CURVE, has_exit=True)
+    assert sum(width is None for width in unasked(exits, small)) > sum(width is None for width in unasked(CURVE, small))
+    looks = [[mix.look_s for mix in asked_mixes(curve, (0, 1, 2), small, 4e-4)] for curve in (CURVE, exits)]
+    assert looks == [pytest.approx([4e-4] * 3), pytest.approx([3.6e-4, 2.4e-4, 0.8e-4])]
+    policy = GateSlack((0, 1, 2), LIVE, exits, 4e-4)
+    assert policy.look_P[0] == pytest.approx(3.6e-4)
+    assert list(policy.look_P) == sorted(policy.look_P, reverse=True)
+    assert policy.look_P[TOP] == 0
+
+
+def unasked(curve, body_s):
+    mixes = asked_mixes(curve, (0, 1, 2), body_s, 4e-4)
+    return unasked_widths(curve, mixes, [seconds / body_s[-1] for seconds in body_s])
 
 
 @given(st.lists(st.floats(0.5, 1, width=32), min_size=3, max_size=3), st.sampled_from([SMALL, LARGE]))
 def test_unasked_images_take_what_is_worth_most_at_the_price(worth, body_s):
-    widths = unasked_widths(Curve(tuple(worth), CURVE.asked), (0, 1, 2), body_s, 4e-4)
+    widths = unasked(Curve(tuple(worth), CURVE.asked), body_s)
     for price, width in list(zip(PRICES, widths, strict=True))[1:-1]:
         if width is not None:
             gains = [w - price * s / body_s[-1] for w, s in zip(worth, body_s, strict=True)]

@@ -343,6 +343,17 @@ def test_less_urgent_images_make_room_as_few_as_it_takes():
     assert len(s) == 3
 
 
+def test_whom_an_exit_has_answered_frees_nothing_and_stays():
+    s = scheduler(batch=1, has_exit=True, bodies_s=(1e-6, 2.0, 4.0))
+    answered = push(s, name="answered", urgency=7, deadline_s=8.9, look=look(2))
+    push(s, name="wider", urgency=7, deadline_s=8.9, look=look(2), window=Window(1, 2))
+    for _ in range(7):
+        push(s, name="unseen", urgency=5, deadline_s=8.9)
+    assert [e.payload for e in s.make_room(0.0, 9.0, Window(0, 2), 3)] == ["wider"]
+    assert s.is_answered(answered)
+    assert [e.payload for e in s.shed(3, 1)] == ["answered"]  # it frees a place
+
+
 def test_nobody_is_given_up_in_vain():
     s = scheduler(batch=1)
     for deadline_s in (4.0, 4.5):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scheduling import WIDTHS, Caller, look, push, scheduler, slack
 
-from service.policies import ASK_UNTIL_TOP, TOP, Plan
+from service.policies import ASK_UNTIL_TOP, NO_LOOK, TOP, Plan
 from service.request import Step, Window
 from service.routing import route
 
@@ -17,7 +17,7 @@ class Whim:
     """Anything a policy may say, drawn from a list."""
 
     name, asks_gate, is_priced, is_fair = "whim", True, True, True
-    unasked, look_s = ASK_UNTIL_TOP, 0.0
+    unasked, look_P = ASK_UNTIL_TOP, NO_LOOK
 
     def __init__(self, draws):
         self._draws, self._at = draws, 0
@@ -185,7 +185,7 @@ def test_an_exit_lets_go_who_would_be_routed_to_it_and_loses_nobody(images, pric
     left = list(batch.entries) if batch else []
     for entry in seen:
         found = route_of(s, entry, now_s, price)
-        assert (entry in left) == (found.width == 0 and entry.deadline_s > now_s and not entry.abandoned())
+        assert (entry in left) == (found.width == 0 and not entry.abandoned())
     assert batch is None or {route.width for route in batch.routes} == {0}
     assert len(s) == len(seen) - len(left)
     assert len(s._backlog._slots) == len(s)

@@ -20,7 +20,7 @@ LOOKS = [look(2, (2, 0)), look(1), look(0)]
 def replay(
     policy, arrivals, workers=1, capacity_images=10_000, *, overhead_s=0.0, look_s=0.0, has_exit=False, **table_facts
 ):
-    machine = Machine(table(**table_facts), workers, capacity_images, 100.0, overhead_s, look_s)
+    machine = Machine(table(**table_facts), workers, capacity_images, 100.0, overhead_s, look_s, has_exit)
     times = LiveTimes(machine.times)
     scheduler = Scheduler(policy_named(policy, (0, 1, 2), times), times, workers, has_exit=has_exit)
     run = Run(scheduler, machine, LOOKS)
@@ -47,6 +47,10 @@ def test_asking_the_gate_is_charged_where_it_is_asked():
     plain, asked = (replay("gate", arrivals, look_s=seconds)[0].finish_s for seconds in (0.0, 0.5))
     assert asked - plain == pytest.approx(0.5)
     assert replay("fixed:0", arrivals, look_s=0.5) == replay("fixed:0", arrivals)
+    exits = [Arrival(0.0, 2, WHOLE), Arrival(0.0, 1, WHOLE)]
+    plain, asked = (replay("gate", exits, 2, look_s=seconds, has_exit=True) for seconds in (0.0, 0.5))
+    assert asked[0] == plain[0]
+    assert asked[1].finish_s - plain[1].finish_s == pytest.approx(0.5)
 
 
 def test_overhead_is_spent_by_the_worker():
@@ -113,3 +117,16 @@ def test_every_arrival_has_one_end_and_no_answer_is_early(policy, draws, workers
         else:
             assert end.finish_s >= arrival.at_s + 2.0 - 1e-9  # trunk and narrowest body
             assert (end.outcome is Outcome.MET) == (end.finish_s <= arrival.at_s + arrival.latency_s)
+
+
+def test_an_exit_answers_who_is_given_up():
+    arrivals = [
+        Arrival(0.0, 1, WHOLE, urgency=7),
+        Arrival(0.5, 0, Window(0, 2, 2), 10.0),
+        Arrival(2.0, 2, WHOLE, urgency=0),
+    ]
+    for has_exit, outcome in ((True, Outcome.MET), (False, Outcome.REFUSED)):
+        given_up, *_ = replay("gate", arrivals, capacity_images=2, has_exit=has_exit)
+        assert given_up.outcome is outcome
+    ended = replay("gate", arrivals, capacity_images=2, has_exit=True)[0]
+    assert (ended.width, ended.reason, ended.finish_s, ended.gate_width) == (0, Reason.LOAD, 2.0, 1)
