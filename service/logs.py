@@ -10,13 +10,25 @@ from typing import Any
 import structlog
 
 
+class _NotOfClients(logging.Filter):
+    """Lets pass what is not about one malformed request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Invalid HTTP request received.")
+
+
 def configure(log_format: str, level: str) -> None:
     """Set up structlog and bring the standard library's loggers (uvicorn's among them) to the same form.
 
     What Pillow warns of in images goes nowhere: it would be lines of another form, and each kind of warning with its
-    numbers would be remembered for ever.
+    numbers would be remembered for ever. Nor does what libraries warn of in requests: clients are answered with what is
+    wrong, and would fill the log.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    uvicorn = logging.getLogger("uvicorn.error")
+    if not any(isinstance(each, _NotOfClients) for each in uvicorn.filters):
+        uvicorn.addFilter(_NotOfClients())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
