@@ -33,6 +33,9 @@ from service.request import Window
 
 F64 = NDArray[np.float64]
 
+HEADROOM, EXIT_HEADROOM = 0.15, 0.3
+"""Share of the workers' time until images are due that prices plan; what is kept back meets clumps of requests. More
+with an early exit, which answers where a body would be late (docs/adr/0015)."""
 FEW_IMAGES = 40
 """Up to here plain Python is faster than numpy."""
 STALE_SHARE = 16

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from service.backlog import Backlog
+from service.backlog import EXIT_HEADROOM, HEADROOM, Backlog
 from service.latency import LiveTimes
 from service.policies import PRICES, Policy, priced
 from service.queues import Queue
@@ -26,8 +26,6 @@ from service.routing import clamped, least_width, route
 
 RENEW_S = 0.25
 """How often plans follow what was learnt of the times."""
-HEADROOM = 0.15
-"""Share of the workers' time until images are due that prices plan; what is kept back meets clumps of requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +52,11 @@ class Scheduler:
     """
 
     def __init__(
-        self, policy: Policy, times: LiveTimes, workers: int, headroom: float = HEADROOM, *, has_exit: bool = False
+        self, policy: Policy, times: LiveTimes, workers: int, headroom: float | None = None, *, has_exit: bool = False
     ) -> None:
         self._policy, self._times, self._workers, self._has_exit = policy, times, workers, has_exit
         widths = len(times.table.widths)
+        headroom = headroom or (EXIT_HEADROOM if has_exit else HEADROOM)
         self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom)
         self._backlog.unasked, self._backlog.look_P = policy.unasked, policy.look_P
         self._renewed_s = -math.inf
