@@ -178,7 +178,7 @@ class HostedModel:
         )
         self.default_slo_s = settings.default_slo_ms / 1e3
         self._scheduler = Scheduler(policy, times, self.workers, has_exit=manifest.has_exit)
-        self._lag = Lag()
+        self._lag, self._process = Lag(), process
         looks = looks_of(policy, decision)
         ahead = 1 if is_cpu else 0  # where batches pay, what waits had better become a larger one
         self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, process, self.capacity, ahead)
@@ -231,6 +231,10 @@ class HostedModel:
         """Account an image that is answered now, by computing; its batch was done at ``done_s``."""
         self._lag.learn(now_s - done_s, now_s)
         self.telemetry.answered(route, timings)
+
+    def turned_away(self) -> None:
+        """Account an image that was not answered."""
+        self._process.turned_away()
 
     def forget(self, ahead: Ahead) -> None:
         """An expected image will not come."""

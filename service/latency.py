@@ -233,7 +233,8 @@ class Overhead:
 
     Where workers have every core, that time is taken from theirs: partly from batches, which take longer for it and
     are learnt as they are, partly between them. It is counted in full all the same (docs/adr/0014).
-    Not counted is what other processes take.
+    Not counted is what other processes take. Who is turned away has a share in it, too: else a few answers would bear
+    what many refusals cost, and would be refused for it.
     """
 
     _per_image_s: float = 0.0  # now and then below 0: a batch counts when it ends
@@ -246,6 +247,10 @@ class Overhead:
         """A batch has kept a worker busy so long, and was the last one of so many images."""
         self._batches_cpu_s += cpu_s
         self._images += images
+
+    def turned_away(self) -> None:
+        """An image was refused, or dropped uncomputed."""
+        self._images += 1
 
     def learn(self, now_s: float, process_cpu_s: float) -> None:
         """process_cpu_s: CPU time of all threads since the process began."""

@@ -83,6 +83,7 @@ class Pipeline:
             allowed = window(budget, model.slices)
             model.check_room(budget.urgency)
         except SlicewiseError as error:
+            model.turned_away()
             self._count(counted or budget, outcome_of(error)[1])
             raise
         return allowed
@@ -255,6 +256,7 @@ class Pipeline:
                 child(self._telemetry.request_duration, model.manifest.name, outcome).observe(total_s)
                 self._count(request.budget, result)
                 if outcome != "ok":
+                    model.turned_away()
                     model.telemetry.tally.fail.add(total_s)
 
     def _count(self, budget: Budget, result: str) -> None:

@@ -7,6 +7,7 @@ from support import random_image
 
 from models import predictor
 from service.api.schemas import BatchResponse, ClassifyResponse, ModelInfo
+from service.latency import Overhead
 
 PNG = {"content-type": "image/png"}
 
@@ -141,6 +142,16 @@ def test_a_deadline_that_nothing_can_meet_is_refused_at_once(client, server):
     response = post(client, latency_budget="0.001ms")
     assert (response.status_code, response.json()["error_type"]) == (504, "deadline_exceeded")
     assert server.metric("slicewise_budget_requests_total", kind="latency", result="refused") == before + 1
+
+
+@pytest.mark.parametrize("budget", [{"latency_budget": "0.001ms"}, {"compute_budget": "1"}])
+def test_who_is_refused_bears_its_share_of_what_the_process_spends(client, monkeypatch, budget):
+    seen = []
+    monkeypatch.setattr(Overhead, "turned_away", lambda self: seen.append(self))
+    post(client)
+    assert seen == []
+    assert post(client, **budget).status_code in {422, 504}
+    assert len(seen) == 1
 
 
 def test_a_generous_deadline_changes_nothing(client):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.latency import Costs, Lag, LatencyTable, LiveTimes, Overhead
+from service.latency import OVERHEAD_SHARE, Costs, Lag, LatencyTable, LiveTimes, Overhead
 
 TIMES = {(None, 1): 0.5, (None, 4): 1.0, (0, 1): 1.0, (0, 2): 1.5, (0, 8): 4.5, (1, 1): 2.0, (1, 2): 4.0, (1, 4): 9.0}
 TABLE = LatencyTable(TIMES)
@@ -191,6 +191,16 @@ def test_the_overhead_is_what_the_process_spends_beside_its_batches_per_image():
 def test_the_overhead_is_within_what_was_seen(windows):
     seen = [max(0.0, process_s - batches_s) / 100 for process_s, batches_s in windows]
     assert 0 <= overhead_of(windows).per_image_s(0.25 * len(windows)) <= max(seen) + 1e-9
+
+
+def test_who_is_turned_away_bears_its_share_of_the_overhead():
+    overhead = Overhead()
+    overhead.learn(0.0, 0.0)
+    for _ in range(50):
+        overhead.worked(0.001, 1)
+        overhead.turned_away()
+    overhead.learn(0.25, 0.25)
+    assert overhead.per_image_s(0.25) == pytest.approx(OVERHEAD_SHARE * (0.25 - 0.05) / 100)
 
 
 def test_among_a_few_images_nothing_is_shared_out():
