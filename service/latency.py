@@ -249,7 +249,7 @@ class Overhead:
         self._images += images
 
     def turned_away(self) -> None:
-        """An image was refused, or dropped uncomputed."""
+        """An image was refused, dropped, or too late; one that is late counts again when its batch ends."""
         self._images += 1
 
     def learn(self, now_s: float, process_cpu_s: float) -> None:
