@@ -28,7 +28,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.latency import Costs
+from service.latency import Costs, Delay
 from service.request import Window
 
 F64 = NDArray[np.float64]
@@ -79,8 +79,11 @@ class _Plan:
 class _Sums(Protocol):
     """The images that wait, in the order in which they are due, against what workers can do until then."""
 
-    def load(self, price: int) -> float:
-        """The share of the workers' time that would have to be spent at this price for all to be in time."""
+    def load(self, price: int, first_s: float = 0.0) -> float:
+        """The share of the workers' time that would have to be spent at this price for all to be in time.
+
+        first_s  worker seconds that go before.
+        """
 
     def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
         """At the top price: ``used_s`` and ``room_s`` of a plan."""
@@ -98,8 +101,8 @@ class _Few:
     ) -> None:
         self._costs, self._capacity_s, self._is_hard, self._workers = costs, capacity_s, is_hard, workers
 
-    def load(self, price: int) -> float:
-        used_s, load, others, workers = 0.0, 0.0, (self._workers - 1) / 2, self._workers
+    def load(self, price: int, first_s: float = 0.0) -> float:
+        used_s, load, others, workers = first_s, 0.0, (self._workers - 1) / 2, self._workers
         for cost_s, capacity_s in zip(self._costs(price), self._capacity_s, strict=True):
             used_s += cost_s
             need_s = max(used_s + others * cost_s, workers * cost_s)
@@ -126,10 +129,11 @@ class _Many:
     ) -> None:
         self._costs, self._capacity_N, self._is_hard_N, self._workers = costs, capacity_N, is_hard_N, workers
 
-    def load(self, price: int) -> float:
+    def load(self, price: int, first_s: float = 0.0) -> float:
         cost_N = self._costs(price)
+        used_N = np.cumsum(np.append(first_s, cost_N))[1:]
         with np.errstate(divide="ignore", over="ignore"):  # no time, or next to none, is a load without end
-            return float((self._need(np.cumsum(cost_N), cost_N) / self._capacity_N).max())
+            return float((self._need(used_N, cost_N) / self._capacity_N).max())
 
     def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
         cost_N = self._costs(-1)
@@ -179,16 +183,17 @@ class Backlog:
         self._unused: list[int] = []
         self._slots, self._slots_due_s = array("i"), array("d")
         self._typical_P = [costs.body_s[0]] * prices  # until images were seen, hope for the best
-        self._rate, self._rate_at_s = 0.0, 0.0
+        self._rate, self._rate_at_s, self._door = 0.0, 0.0, Delay()
         self._memory_s = max(RATE_MEMORY_S, RATE_MEMORY_IMAGES * self._own_s(0) / workers)
         self._plan = _Plan()
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def arrived(self, now_s: float) -> None:
-        """Count one image more at the door, for the rate."""
+    def arrived(self, now_s: float, waited_s: float = 0.0) -> None:
+        """Count one image more, which has waited so long at the door."""
         self._rate, self._rate_at_s = self.rate(now_s) + 1.0 / self._memory_s, now_s
+        self._door.learn(waited_s, now_s)
 
     def rate(self, now_s: float) -> float:
         """Images per second at the door, exponentially smoothed."""
@@ -319,9 +324,10 @@ class Backlog:
         free_s += [now_s] * (self._workers - len(free_s))
         busy_s = sorted(free - now_s for free in free_s)
         sums: _Sums = (self._few if len(self) <= FEW_IMAGES else self._many)(now_s, busy_s)
-        share, load, price = self._headroom * (1 + ROUNDING_SHARE), sums.load(0), 0
+        door_s = self.rate(now_s) * self._door.expected_s(now_s) * self._own_s(0)  # so many have come unseen (Little)
+        share, load, price = self._headroom * (1 + ROUNDING_SHARE), sums.load(0, door_s), 0
         if load > share:
-            price = _lowest(self._prices - 1, max(1, self._plan.price), lambda price: sums.load(price) <= share)
+            price = _lowest(self._prices - 1, max(1, self._plan.price), lambda price: sums.load(price, door_s) <= share)
         calm = load <= CALM_SHARE * share
         return _Plan(now_s, min(free_s), sum(free_s), price, calm, self._slots_due_s[:], *sums.narrowest())
 

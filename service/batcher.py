@@ -20,6 +20,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -42,6 +43,8 @@ DRAIN_RETRY_S = 1.0
 """Retry-After of refusals at shutdown: another replica can take the request at once."""
 WORKER_NICENESS = 5
 """Of the threads that compute: the event loop is a few microseconds of work that everybody waits for."""
+TURNS = 3
+"""How often who begins new work gives way to answers: no more, or under load nothing would begin."""
 LAST_BATCH_S = 5.0
 """How long a batch that is on a worker may outlast the drain limit; a thread cannot be killed."""
 
@@ -71,6 +74,8 @@ class Batcher:
         self._free = engine.workers + ahead
         self._pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="engine", initializer=_yield_to_others)
         self._running: set[Execution] = set()
+        self._finished: deque[Execution] = deque()  # by workers
+        self._settled = self._leaving = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = self._stopped = False
@@ -160,19 +165,49 @@ class Batcher:
     def _work(self, execution: Execution, loop: asyncio.AbstractEventLoop) -> None:
         """On a worker thread. No future in between: what waits for the batch waits for its own promises."""
         execution.run(self._engine, self._looks)
+        self._finished.append(execution)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for this batch any more
-            loop.call_soon_threadsafe(self._over, execution)
+            loop.call_soon_threadsafe(self._over)
 
-    def _over(self, execution: Execution) -> None:
-        """One batch is off its worker; whatever happened, its entries move on or are answered."""
+    def _over(self) -> None:
+        """Batches are off their workers, who are free for the next ones."""
         try:
-            self._settle(execution)
+            self._settle_finished()
         finally:
-            self._free += 1
-            self._running.discard(execution)
+            self._free += self._settled
+            self._settled = 0
             self._pump()
             if not self._running:
                 self._idle.set()
+
+    async def answers_first(self) -> None:
+        """Settle what workers have finished, and return when those whom that has answered have had their turn.
+
+        For who begins new work: where many requests come at once, the loop's round is long. Answers that waited for its
+        end would look slow, and what looks slow is refused.
+        """
+        for _ in range(TURNS):
+            self._settle_finished()
+            if not self._leaving:
+                return
+            await asyncio.sleep(0)
+
+    def _settle_finished(self) -> None:
+        """Whatever happened to a batch, its entries move on or are answered.
+
+        Its worker gets the next one when the loop comes to ``_over``: until then more images come, and a batch of many
+        costs hardly more than a batch of one.
+        """
+        while self._finished:
+            execution = self._finished.popleft()
+            self._settled += 1
+            self._running.discard(execution)
+            self._settle(execution)
+            self._leaving += 1
+            asyncio.get_running_loop().call_soon(self._left)  # behind those whom it has answered
+
+    def _left(self) -> None:
+        self._leaving -= 1
 
     def _settle(self, execution: Execution) -> None:
         batch = execution.batch

@@ -21,7 +21,7 @@ from service.engine.graphs import SessionFactory
 from service.engine.onnx import OnnxEngine
 from service.engine.torch_engine import TorchEngine
 from service.execution import Looks
-from service.latency import Lag, LatencyTable, LiveTimes, Overhead
+from service.latency import Delay, LatencyTable, LiveTimes, Overhead
 from service.policies import F32, LOOK_S, Curve, Policy, check_policy_name, policy_named
 from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once
 from service.request import Budget, Look, Route, SliceFacts, Timings, Window
@@ -178,7 +178,7 @@ class HostedModel:
         )
         self.default_slo_s = settings.default_slo_ms / 1e3
         self._scheduler = Scheduler(policy, times, self.workers, has_exit=manifest.has_exit)
-        self._lag, self._process = Lag(), process
+        self._lag, self._process = Delay(), process
         looks = looks_of(policy, decision)
         ahead = 1 if is_cpu else 0  # where batches pay, what waits had better become a larger one
         self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, process, self.capacity, ahead)
@@ -224,7 +224,7 @@ class HostedModel:
             finish_s = self._scheduler.finish_s(now_s, done_by_s, window) + lag_s
             refuse_deadline(now_s, deadline_s, finish_s, window, len(self._scheduler))
         due_s = min(done_by_s, arrived_s + self.default_slo_s)
-        place = self._scheduler.expect(now_s, due_s, deadline_s < math.inf, window)
+        place = self._scheduler.expect(now_s, due_s, deadline_s < math.inf, window, now_s - arrived_s)
         return Ahead(place, due_s, done_by_s, deadline_s)
 
     def answered(self, route: Route, timings: Timings, done_s: float, now_s: float) -> None:

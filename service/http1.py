@@ -16,6 +16,7 @@ import asyncio
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, cast
@@ -28,6 +29,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.api.bodies import ARRIVED
 from service.api.problems import problem_bytes
 from service.settings import Settings
 
@@ -201,6 +203,10 @@ class HttpProtocol(Patience, HttpToolsProtocol):
         self._advance()
         self._watch(self._owed())
         self._stay()
+
+    def on_message_complete(self) -> None:
+        cast(dict[str, Any], self.scope)[ARRIVED] = time.monotonic()  # its task may wait for its turn
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

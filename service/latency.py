@@ -249,7 +249,7 @@ class Overhead:
         self._images += images
 
     def turned_away(self) -> None:
-        """An image was refused, dropped, or too late; one that is late counts again when its batch ends."""
+        """An image was refused or dropped: no batch counts it."""
         self._images += 1
 
     def learn(self, now_s: float, process_cpu_s: float) -> None:
@@ -270,16 +270,16 @@ class Overhead:
         return max(0.0, self._per_image_s) if now_s - self._began_s < OVERHEAD_MEMORY_S else 0.0
 
 
-LAG_MEMORY_IMAGES = 64.0
-"""The lag follows about so many of the last answers."""
-LAG_DEVIATIONS = 2.0
-LAG_MEMORY_S = 1.0
-"""Without answers it is forgotten, so that a bad moment cannot keep images away for ever."""
+DELAY_MEMORY_IMAGES = 64.0
+"""A delay follows about so many of the last images."""
+DELAY_DEVIATIONS = 2.0
+DELAY_MEMORY_S = 1.0
+"""Without images it is forgotten, so that a bad moment cannot keep them away for ever."""
 
 
 @dataclass(slots=True)
-class Lag:
-    """How long answers take to leave once their batch is done: the event loop has others to serve as well.
+class Delay:
+    """How long images wait for the event loop, which has others to serve as well.
 
     Mean and mean deviation, smoothed as TCP does for its round trips (RFC 6298 section 2).
     """
@@ -288,16 +288,22 @@ class Lag:
     deviation_s: float = 0.0
     at_s: float = 0.0
 
-    def learn(self, lag_s: float, now_s: float) -> None:
-        off_s = lag_s - self.mean_s
-        self.mean_s += off_s / LAG_MEMORY_IMAGES
-        self.deviation_s += (abs(off_s) - self.deviation_s) / LAG_MEMORY_IMAGES
+    def learn(self, delay_s: float, now_s: float) -> None:
+        off_s = delay_s - self.mean_s
+        self.mean_s += off_s / DELAY_MEMORY_IMAGES
+        self.deviation_s += (abs(off_s) - self.deviation_s) / DELAY_MEMORY_IMAGES
         self.at_s = now_s
 
+    def expected_s(self, now_s: float) -> float:
+        """What the next one is expected to wait."""
+        return self._fade(now_s) * self.mean_s
+
     def allowance_s(self, now_s: float) -> float:
-        """What to keep free for it before a deadline."""
-        fade = math.exp(min(0.0, self.at_s - now_s) / LAG_MEMORY_S)
-        return fade * (self.mean_s + LAG_DEVIATIONS * self.deviation_s)
+        """What to keep free for it, so that few wait longer."""
+        return self._fade(now_s) * (self.mean_s + DELAY_DEVIATIONS * self.deviation_s)
+
+    def _fade(self, now_s: float) -> float:
+        return math.exp(min(0.0, self.at_s - now_s) / DELAY_MEMORY_S)
 
 
 def _largest_that_pays(seconds_by_size: Mapping[int, float]) -> int:

@@ -256,7 +256,8 @@ class Pipeline:
                 child(self._telemetry.request_duration, model.manifest.name, outcome).observe(total_s)
                 self._count(request.budget, result)
                 if outcome != "ok":
-                    model.turned_away()
+                    if result != "late":  # whose batch counts it
+                        model.turned_away()
                     model.telemetry.tally.fail.add(total_s)
 
     def _count(self, budget: Budget, result: str) -> None:

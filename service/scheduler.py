@@ -89,9 +89,9 @@ class Scheduler:
         """Whether one image more would be in time at its narrowest width, and make nobody late who was promised."""
         return self._missing(now_s, deadline_s, window)[0] <= 0
 
-    def expect(self, now_s: float, due_s: float, is_hard: bool, window: Window) -> int:
-        """One image more is on its way; returns its place. is_hard: it has a deadline of its own."""
-        self._backlog.arrived(now_s)
+    def expect(self, now_s: float, due_s: float, is_hard: bool, window: Window, waited_s: float = 0.0) -> int:
+        """One image more is on its way since ``waited_s``; returns its place. is_hard: it has a deadline of its own."""
+        self._backlog.arrived(now_s, waited_s)
         return self._backlog.add(due_s, is_hard, window)
 
     def forget(self, place: int) -> None:

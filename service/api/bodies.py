@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -29,6 +30,10 @@ can finish writing and read its 413. Beyond it the connection is closed."""
 
 PIECE_BYTES = 65_536
 """So much of a multipart body is parsed in one go, then others have the event loop."""
+
+
+ARRIVED = "slicewise.arrived_s"
+"""In a request's scope: when its last byte was there, where the protocol has seen that."""
 
 
 class _InMemoryParser(MultiPartParser):
@@ -70,6 +75,12 @@ async def read_body(request: Request, lease: Lease, limit_bytes: int, timeout_s:
         given = f"{announced} bytes" if announced else f"over {limit_bytes} bytes"
         raise TooLargeError(f"body is {given}; allowed: at most {limit_bytes} bytes")
     return b"".join(chunks)
+
+
+def arrived_s(request: Request) -> float:
+    """Monotonic, when the last byte of a body that has been read was there."""
+    known: float | None = request.scope.get(ARRIVED)
+    return time.monotonic() if known is None else known
 
 
 async def _discard(stream: AsyncIterator[bytes], most_bytes: int) -> None:

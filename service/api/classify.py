@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from service import errors
 from service.api.access import GuardedRoute, admit, bypasses_cache, counting_refusals, granted
-from service.api.bodies import image_parts, one_image, read_body
+from service.api.bodies import arrived_s, image_parts, one_image, read_body
 from service.api.budget_headers import header_parameters, parse_budget
 from service.api.problems import QUOTA_HEADERS, describe, header, responses
 from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer, log_fields
@@ -140,7 +140,7 @@ async def _receive(request: Request, lease: Lease, query: ClassifyQuery, limit_b
     with counting_refusals(request, budget):
         spend = await admit(request)
         body = await read_body(request, lease, limit_bytes, state.settings.body_timeout_s)
-    return _Received(model, budget, allowed, top_k, time.monotonic(), bypasses_cache(request), spend), body
+    return _Received(model, budget, allowed, top_k, arrived_s(request), bypasses_cache(request), spend), body
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -177,6 +177,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one image with just the slice of the network that it needs."""
     state = state_of(request)
+    await state.answers_first()
     with state.working() as lease:
         received, body = await _receive(request, lease, query, state.settings.body_limit_bytes)
         hosted = received.model
@@ -200,6 +201,7 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
 async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify several images; each is routed on its own, and one bad image fails that item only."""
     state = state_of(request)
+    await state.answers_first()
     with state.working() as lease:
         received, parts = await _receive(request, lease, query, state.settings.batch_body_limit_bytes)
         hosted = received.model

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Request, Response
 from service import errors
 from service.api import budget_headers
 from service.api.access import GuardedRoute, admit, bypasses_cache, counting_refusals, granted
-from service.api.bodies import read_body
+from service.api.bodies import arrived_s, read_body
 from service.api.classify import while_connected
 from service.api.open_inference_documents import INFER, json_body
 from service.api.open_inference_outputs import answer_parameters, output_tensors
@@ -141,6 +141,7 @@ async def statistics(request: Request, model: str, version: str | None) -> Respo
 async def infer(request: Request, model: str, version: str | None) -> Response:
     """Classify images, each with just the slice of the network that it needs; one that fails fails the call."""
     state = state_of(request)
+    await state.answers_first()
     with state.working() as lease:
         received = await _receive(request, lease, model, version)
         hosted = received.model
@@ -176,13 +177,13 @@ async def _receive(request: Request, lease: Lease, name: str, version: str | Non
     with counting_refusals(request, counted):
         spend = await admit(request)
         body = await read_body(request, lease, limit, settings.body_timeout_s)
-    arrived_s = time.monotonic()
+    at_s = arrived_s(request)
     spec = model.manifest.input
     allowed = InputShape(spec.height, spec.width, settings.batch_limit_images)
     try:
         with counting_refusals(request, counted):
             parsing = _parsed(request, lease, body, json_bytes, allowed)
-            call, images = await before(stated.deadline_s(arrived_s), "parsed", parsing)
+            call, images = await before(stated.deadline_s(at_s), "parsed", parsing)
     except errors.DeadlineExceededError:
         state.telemetry.count_budgets(counted, "expired")
         raise
@@ -190,7 +191,7 @@ async def _receive(request: Request, lease: Lease, name: str, version: str | Non
     outputs = wanted_outputs(call, budget.forced is not None)
     window = state.pipeline.precheck(model, budget)
     bypasses = bypasses_cache(request)
-    requests = [ImageRequest(image, budget, window, 1, arrived_s, bypasses, spend) for image in images]
+    requests = [ImageRequest(image, budget, window, 1, at_s, bypasses, spend) for image in images]
     return _Received(model, call.id, requests, outputs)
 
 

@@ -96,6 +96,11 @@ class ServiceState:
             self.leases.discard(lease)
             self.body_bytes -= lease.body_bytes
 
+    async def answers_first(self) -> None:
+        """Give way to what is ready to leave; a new request has all its time before it."""
+        for model in [*self.models.values()]:
+            await model.batcher.answers_first()
+
     def check_ready(self) -> None:
         """Raise DrainingError or LoadingError unless every model is warm and requests are welcome."""
         if self.draining:

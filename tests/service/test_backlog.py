@@ -69,9 +69,11 @@ mixed_images = st.lists(
     st.lists(st.floats(-9, 30), max_size=4),
     st.sampled_from([0.05, 0.25, 1.0, 8.0]),
     st.floats(0, 1e6),
+    st.floats(0, 10),
 )
-def test_a_few_images_are_planned_as_many_would_be(images, workers, busy_s, headroom, now_s):
+def test_a_few_images_are_planned_as_many_would_be(images, workers, busy_s, headroom, now_s, waited_s):
     b = backlog(workers, headroom)
+    b.arrived(now_s, waited_s)
     for due_s, is_hard, window, widths, is_running, is_gone in images:
         slot = b.add(now_s + due_s, is_hard, window)
         if widths is not None:
@@ -211,6 +213,16 @@ def test_more_than_can_lastingly_be_done_raises_the_price():
     assert b.price(now_s, []) == 2
     b.see(b.add(now_s + 2e4, False, WINDOW), (2, 1, 0, 0))
     assert b.rate(now_s + 1e4) < 1e-9
+
+
+def test_who_has_come_and_is_not_here_yet_counts_as_work_of_the_narrowest_width():
+    for waited_s, price in ((0.0, 0), (1.0, 1), (2.5, 2)):  # at one a second
+        b, now_s = backlog(), 0.0
+        for _ in range(2000):
+            now_s += 1.0
+            b.arrived(now_s, waited_s)
+        b.see(b.add(now_s + 5.0, True, WINDOW), (2, 1, 0, 0))
+        assert b._make_plan(now_s, []).price == price
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "remove", "see", "begin"]), st.floats(0, 1e3)), max_size=300))

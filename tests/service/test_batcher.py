@@ -62,6 +62,48 @@ async def test_every_batch_counts_what_it_took_of_a_core_and_every_image_once(mo
     assert sum(cpu_s for cpu_s, _ in booked) < took_s
 
 
+async def test_whoever_begins_new_work_gives_way_to_answers_that_are_ready():
+    h = Harness(FakeEngine())
+    h.engine.hold.clear()
+    first = h.submit(2, forced=0)
+    await settle()
+    were_first = []
+
+    async def begin():
+        await h.batcher.answers_first()
+        were_first.append(first.done())
+
+    newcomers = [asyncio.create_task(begin()) for _ in range(2)]
+    h.engine.hold.set()
+    while not h.batcher._finished:  # and the loop hears of it behind the newcomers, who have their turn before
+        time.sleep(0.001)
+    await asyncio.gather(*newcomers)
+    assert were_first == [True, True]
+    assert (await asyncio.wait_for(h.submit(4), 5)).logits_K[0] == 8  # its worker is free again
+
+
+async def test_new_work_begins_in_the_end_however_many_answers_leave():
+    h = Harness(FakeEngine())
+    h.batcher._leaving = 1
+    await asyncio.wait_for(h.batcher.answers_first(), 5)
+
+
+async def test_a_failure_is_told_to_its_batch_also_when_new_work_finds_it():
+    h = Harness(FakeEngine())
+    h.engine.poison.add(2)
+    h.engine.hold.clear()
+    first, other = h.submit(2), asyncio.create_task(h.batcher.answers_first())
+    await settle()
+    h.engine.hold.set()
+    while not h.batcher._finished:
+        time.sleep(0.001)
+    await h.batcher.answers_first()
+    with pytest.raises(BackendError):
+        await asyncio.wait_for(first, 5)
+    await other
+    assert (await asyncio.wait_for(h.submit(4), 5)).logits_K[0] == 8
+
+
 async def test_images_are_grouped_by_the_width_that_the_gate_wishes():
     h = Harness(FakeEngine(), limit=8)
     h.engine.hold.clear()

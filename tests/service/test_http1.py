@@ -1,16 +1,22 @@
 """Bytes on the socket: what is parsed in C, what goes to h11, and what is refused."""
 
+import asyncio
 import contextlib
 import json
 import socket
 import time
 
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.responses import Response
 from support import random_image
+from uvicorn.server import ServerState
 
-from service.http1 import HEADER_LIMIT_BYTES, body_length
+from service.api.bodies import arrived_s
+from service.http1 import HEADER_LIMIT_BYTES, HttpProtocol, body_length
 
 PROBE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n%s\r\n"
 LAST = PROBE % b"Connection: close\r\n"
@@ -251,6 +257,36 @@ def test_what_is_wrong_with_a_body_after_its_answer_is_not_answered_again(server
             connection.sendall(rest)
             assert connection.recv(100) == b""
     assert "Fatal error" not in caplog.text
+
+
+async def test_a_request_has_arrived_with_its_last_byte_however_long_its_turn_takes():
+    waited_s = []
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(0.05)
+        request = Request(scope, receive)
+        await request.body()
+        waited_s.append(time.monotonic() - arrived_s(request))
+        await Response()(scope, receive, send)
+
+    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None)
+    config.load()
+
+    def protocol():
+        return HttpProtocol(config, ServerState(), {}, head_timeout_s=10)
+
+    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        chunked = post("Transfer-Encoding: chunked\r\nConnection: close\r\n", body=b"1\r\nx\r\n0\r\n\r\n", length=False)
+        for request in (post(body=b"x"), chunked):  # of the second nobody saw it
+            writer.write(request)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        writer.close()
+        await writer.wait_closed()
+    plain_s, other_s = waited_s
+    assert 0.05 <= plain_s < 5
+    assert other_s < plain_s
 
 
 def test_who_says_nothing_is_let_go_without_a_word(impatient):

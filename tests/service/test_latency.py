@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.latency import OVERHEAD_SHARE, Costs, Lag, LatencyTable, LiveTimes, Overhead
+from service.latency import OVERHEAD_SHARE, Costs, Delay, LatencyTable, LiveTimes, Overhead
 
 TIMES = {(None, 1): 0.5, (None, 4): 1.0, (0, 1): 1.0, (0, 2): 1.5, (0, 8): 4.5, (1, 1): 2.0, (1, 2): 4.0, (1, 4): 9.0}
 TABLE = LatencyTable(TIMES)
@@ -155,7 +155,7 @@ def test_costs_are_per_image_where_batches_pay():
 
 @given(st.lists(st.floats(0, 10), max_size=200), st.floats(0, 100))
 def test_the_lag_is_within_what_was_seen_and_forgotten_without_answers(lags_s, idle_s):
-    lag = Lag()
+    lag = Delay()
     for at, lag_s in enumerate(lags_s):
         lag.learn(lag_s, at * 1e-3)
     last_s = max(0, len(lags_s) - 1) * 1e-3
@@ -164,7 +164,7 @@ def test_the_lag_is_within_what_was_seen_and_forgotten_without_answers(lags_s, i
 
 
 def test_a_steady_lag_is_learnt():
-    lag = Lag()
+    lag = Delay()
     for at in range(1000):
         lag.learn(0.004, at * 1e-3)
     assert lag.mean_s == pytest.approx(0.004)
