@@ -168,6 +168,7 @@ class Backlog:
     costs     may be replaced when a better estimate is at hand.
     unasked   likewise: at every price the width of images that the gate is not asked about, None where it is asked;
               look_P: what asking costs more.
+    door      how long requests wait before anybody looks at them.
     headroom  share of the workers' time that prices may plan; the rest meets what nobody foresaw.
     """
 
@@ -183,20 +184,19 @@ class Backlog:
         self._unused: list[int] = []
         self._slots, self._slots_due_s = array("i"), array("d")
         self._typical_P = [costs.body_s[0]] * prices  # until images were seen, hope for the best
-        self._rate, self._rate_at_s, self._door = 0.0, 0.0, Delay()
+        self._rate, self._rate_at_s, self.door = 0.0, 0.0, Delay()
         self._memory_s = max(RATE_MEMORY_S, RATE_MEMORY_IMAGES * self._own_s(0) / workers)
         self._plan = _Plan()
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def arrived(self, now_s: float, waited_s: float = 0.0) -> None:
-        """Count one image more, which has waited so long at the door."""
+    def arrived(self, now_s: float) -> None:
+        """Count one image more, for the rate."""
         self._rate, self._rate_at_s = self.rate(now_s) + 1.0 / self._memory_s, now_s
-        self._door.learn(waited_s, now_s)
 
     def rate(self, now_s: float) -> float:
-        """Images per second at the door, exponentially smoothed."""
+        """Images per second, exponentially smoothed."""
         return self._rate * math.exp(min(0.0, self._rate_at_s - now_s) / self._memory_s)
 
     def add(self, due_s: float, hard: bool, window: Window) -> int:
@@ -324,7 +324,7 @@ class Backlog:
         free_s += [now_s] * (self._workers - len(free_s))
         busy_s = sorted(free - now_s for free in free_s)
         sums: _Sums = (self._few if len(self) <= FEW_IMAGES else self._many)(now_s, busy_s)
-        door_s = self.rate(now_s) * self._door.expected_s(now_s) * self._own_s(0)  # so many have come unseen (Little)
+        door_s = self.rate(now_s) * self.door.expected_s(now_s) * self._own_s(0)  # so many have come unseen (Little)
         share, load, price = self._headroom * (1 + ROUNDING_SHARE), sums.load(0, door_s), 0
         if load > share:
             price = _lowest(self._prices - 1, max(1, self._plan.price), lambda price: sums.load(price, door_s) <= share)

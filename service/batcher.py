@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import math
 import os
 import sys
@@ -43,8 +44,6 @@ DRAIN_RETRY_S = 1.0
 """Retry-After of refusals at shutdown: another replica can take the request at once."""
 WORKER_NICENESS = 5
 """Of the threads that compute: the event loop is a few microseconds of work that everybody waits for."""
-TURNS = 3
-"""How often who begins new work gives way to answers: no more, or under load nothing would begin."""
 LAST_BATCH_S = 5.0
 """How long a batch that is on a worker may outlast the drain limit; a thread cannot be killed."""
 
@@ -172,7 +171,7 @@ class Batcher:
     def _over(self) -> None:
         """Batches are off their workers, who are free for the next ones."""
         try:
-            self._settle_finished()
+            self.settle_finished()
         finally:
             self._free += self._settled
             self._settled = 0
@@ -180,38 +179,35 @@ class Batcher:
             if not self._running:
                 self._idle.set()
 
-    async def answers_first(self) -> None:
-        """Settle what workers have finished, and return when those whom that has answered have had their turn.
+    def settle_finished(self) -> bool:
+        """Settle the batches that workers have finished; whether answers are about to leave: one turn of the loop later
+        they have, those to several images of one request a few turns later.
 
-        For who begins new work: where many requests come at once, the loop's round is long. Answers that waited for its
-        end would look slow, and what looks slow is refused.
-        """
-        for _ in range(TURNS):
-            self._settle_finished()
-            if not self._leaving:
-                return
-            await asyncio.sleep(0)
-
-    def _settle_finished(self) -> None:
-        """Whatever happened to a batch, its entries move on or are answered.
-
-        Its worker gets the next one when the loop comes to ``_over``: until then more images come, and a batch of many
-        costs hardly more than a batch of one.
+        A worker gets its next batch when the loop comes to ``_over``, no sooner: until then more images come, and a
+        batch of many costs hardly more than a batch of one.
         """
         while self._finished:
             execution = self._finished.popleft()
             self._settled += 1
             self._running.discard(execution)
-            self._settle(execution)
-            self._leaving += 1
-            asyncio.get_running_loop().call_soon(self._left)  # behind those whom it has answered
+            try:
+                contextvars.Context().run(self._settle, execution)  # of no request, least of all of who comes by here
+            except Exception:  # a bug of ours is this batch's answer, too
+                log.exception("batch_not_settled", images=len(execution.batch.entries))
+                self._refuse_failed(execution.batch)
+            if self._engine.has_exit or execution.batch.step is not Step.TRUNK:
+                self._leaving += 1
+                asyncio.get_running_loop().call_soon(self._left)  # behind those whom it has answered
+        return self._leaving > 0
 
     def _left(self) -> None:
         self._leaving -= 1
 
     def _settle(self, execution: Execution) -> None:
+        """Whatever happened to a batch, its entries move on or are answered."""
         batch = execution.batch
-        self._overhead.worked(execution.cpu_s, 0 if batch.step is Step.TRUNK else len(batch.entries))
+        gone = [entry for entry in batch.entries if batch.step is not Step.TRUNK or entry.abandoned()]
+        self._overhead.worked(execution.cpu_s, len(gone))
         self._overhead.learn(time.monotonic(), time.process_time())
         self._conclude(execution, self._finish[batch.step])
 
@@ -239,6 +235,10 @@ class Batcher:
             self._forget_trunk_row(entry)
             if batch.step is Step.TRUNK:
                 self._scheduler.forget(entry.place)
+        self._refuse_failed(batch)
+
+    def _refuse_failed(self, batch: Batch) -> None:
+        for entry in batch.entries:
             ticket_of(entry).refuse(BackendError(f"the model failed on a batch of {len(batch.entries)} images"))
 
     def _finish_trunk(self, execution: Execution) -> None:

@@ -211,6 +211,10 @@ class HostedModel:
     def give_back_places(self, images: int) -> None:
         self.admitted -= images
 
+    def begun(self, arrived_s: float, now_s: float) -> None:
+        """A request whose last byte was there at ``arrived_s`` is looked at now."""
+        self._scheduler.begun(now_s, now_s - arrived_s)
+
     def expect(self, budget: Budget, window: Window, arrived_s: float, now_s: float) -> Ahead:
         """Admit one image to the schedule; it is pushed there, or ``forget`` is called.
 
@@ -224,7 +228,7 @@ class HostedModel:
             finish_s = self._scheduler.finish_s(now_s, done_by_s, window) + lag_s
             refuse_deadline(now_s, deadline_s, finish_s, window, len(self._scheduler))
         due_s = min(done_by_s, arrived_s + self.default_slo_s)
-        place = self._scheduler.expect(now_s, due_s, deadline_s < math.inf, window, now_s - arrived_s)
+        place = self._scheduler.expect(now_s, due_s, deadline_s < math.inf, window)
         return Ahead(place, due_s, done_by_s, deadline_s)
 
     def answered(self, route: Route, timings: Timings, done_s: float, now_s: float) -> None:

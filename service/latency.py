@@ -270,32 +270,34 @@ class Overhead:
         return max(0.0, self._per_image_s) if now_s - self._began_s < OVERHEAD_MEMORY_S else 0.0
 
 
-DELAY_MEMORY_IMAGES = 64.0
-"""A delay follows about so many of the last images."""
+DELAY_MEMORY = 64.0
+"""A delay follows about so many of the last."""
 DELAY_DEVIATIONS = 2.0
-DELAY_MEMORY_S = 1.0
-"""Without images it is forgotten, so that a bad moment cannot keep them away for ever."""
+DELAY_MEMORY_S = 0.5
+"""And forgets them after about so long, so that a bad moment cannot keep images away for ever: who is refused teaches
+nothing."""
 
 
 @dataclass(slots=True)
 class Delay:
-    """How long images wait for the event loop, which has others to serve as well.
+    """How long the event loop keeps something waiting, which has others to serve as well.
 
-    Mean and mean deviation, smoothed as TCP does for its round trips (RFC 6298 section 2).
+    Mean and mean deviation, smoothed as TCP does for its round trips (RFC 6298 section 2); one after a pause counts for
+    more.
     """
 
     mean_s: float = 0.0
     deviation_s: float = 0.0
-    at_s: float = 0.0
+    at_s: float = math.inf  # that of the last; none yet
 
     def learn(self, delay_s: float, now_s: float) -> None:
-        off_s = delay_s - self.mean_s
-        self.mean_s += off_s / DELAY_MEMORY_IMAGES
-        self.deviation_s += (abs(off_s) - self.deviation_s) / DELAY_MEMORY_IMAGES
+        fresh = 1.0 - (1.0 - 1.0 / DELAY_MEMORY) * self._fade(now_s)
+        self.mean_s += fresh * (delay_s - self.mean_s)
+        self.deviation_s += fresh * (abs(delay_s - self.mean_s) - self.deviation_s)
         self.at_s = now_s
 
     def expected_s(self, now_s: float) -> float:
-        """What the next one is expected to wait."""
+        """What the next is expected to wait."""
         return self._fade(now_s) * self.mean_s
 
     def allowance_s(self, now_s: float) -> float:

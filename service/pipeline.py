@@ -134,6 +134,8 @@ class Pipeline:
                 raise
 
         with self._places(model, requests):
+            if len(requests) == 1:  # without turns of the loop for a task
+                return [await one(0, requests[0])]
             tasks = [asyncio.create_task(one(index, request)) for index, request in enumerate(requests)]
             try:
                 return await asyncio.gather(*tasks)

@@ -85,13 +85,13 @@ class Scheduler:
         """When one image more would be finished, everything at its narrowest width."""
         return self._backlog.finish_s(now_s, deadline_s, least_width(window), self._ends())
 
-    def can_finish(self, now_s: float, deadline_s: float, window: Window) -> bool:
-        """Whether one image more would be in time at its narrowest width, and make nobody late who was promised."""
-        return self._missing(now_s, deadline_s, window)[0] <= 0
+    def begun(self, now_s: float, waited_s: float) -> None:
+        """A request is looked at that has been there so long: for prices, as many have come unseen."""
+        self._backlog.door.learn(waited_s, now_s)
 
-    def expect(self, now_s: float, due_s: float, is_hard: bool, window: Window, waited_s: float = 0.0) -> int:
-        """One image more is on its way since ``waited_s``; returns its place. is_hard: it has a deadline of its own."""
-        self._backlog.arrived(now_s, waited_s)
+    def expect(self, now_s: float, due_s: float, is_hard: bool, window: Window) -> int:
+        """One image more is on its way; returns its place. is_hard: it has a deadline of its own."""
+        self._backlog.arrived(now_s)
         return self._backlog.add(due_s, is_hard, window)
 
     def forget(self, place: int) -> None:

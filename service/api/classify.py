@@ -140,7 +140,9 @@ async def _receive(request: Request, lease: Lease, query: ClassifyQuery, limit_b
     with counting_refusals(request, budget):
         spend = await admit(request)
         body = await read_body(request, lease, limit_bytes, state.settings.body_timeout_s)
-    return _Received(model, budget, allowed, top_k, arrived_s(request), bypasses_cache(request), spend), body
+    at_s = arrived_s(request)
+    model.begun(at_s, time.monotonic())
+    return _Received(model, budget, allowed, top_k, at_s, bypasses_cache(request), spend), body
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -178,6 +178,7 @@ async def _receive(request: Request, lease: Lease, name: str, version: str | Non
         spend = await admit(request)
         body = await read_body(request, lease, limit, settings.body_timeout_s)
     at_s = arrived_s(request)
+    model.begun(at_s, time.monotonic())
     spec = model.manifest.input
     allowed = InputShape(spec.height, spec.width, settings.batch_limit_images)
     try:

@@ -25,6 +25,8 @@ LOADING_RETRY_S = 5.0
 """Retry-After while a model warms up: the order of a warm-up."""
 BODIES_RETRY_S = 1.0
 """Retry-After when bodies hold all the memory they may: they leave with their answers."""
+TURNS = 3
+"""How often a new request gives way to answers: no more, or under load none would begin."""
 DRAINING_RETRY_S = 1.0
 """Retry-After while draining: another replica can answer at once."""
 
@@ -97,9 +99,16 @@ class ServiceState:
             self.body_bytes -= lease.body_bytes
 
     async def answers_first(self) -> None:
-        """Give way to what is ready to leave; a new request has all its time before it."""
-        for model in [*self.models.values()]:
-            await model.batcher.answers_first()
+        """For who begins a new request: give way to answers that are ready.
+
+        Where many requests come at once, the loop's round is long. Answers that waited for its end would look slow,
+        and what looks slow is refused.
+        """
+        for _ in range(TURNS):
+            models = (*self.models.values(), *self.retiring)
+            if not any([model.batcher.settle_finished() for model in models]):
+                return
+            await asyncio.sleep(0)
 
     def check_ready(self) -> None:
         """Raise DrainingError or LoadingError unless every model is warm and requests are welcome."""

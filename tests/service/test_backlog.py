@@ -73,7 +73,9 @@ mixed_images = st.lists(
 )
 def test_a_few_images_are_planned_as_many_would_be(images, workers, busy_s, headroom, now_s, waited_s):
     b = backlog(workers, headroom)
-    b.arrived(now_s, waited_s)
+    for _ in range(200):
+        b.arrived(now_s)
+    b.door.learn(waited_s, now_s)
     for due_s, is_hard, window, widths, is_running, is_gone in images:
         slot = b.add(now_s + due_s, is_hard, window)
         if widths is not None:
@@ -220,7 +222,8 @@ def test_who_has_come_and_is_not_here_yet_counts_as_work_of_the_narrowest_width(
         b, now_s = backlog(), 0.0
         for _ in range(2000):
             now_s += 1.0
-            b.arrived(now_s, waited_s)
+            b.arrived(now_s)
+            b.door.learn(waited_s, now_s)
         b.see(b.add(now_s + 5.0, True, WINDOW), (2, 1, 0, 0))
         assert b._make_plan(now_s, []).price == price
 

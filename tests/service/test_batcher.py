@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import structlog
 from batching import SLICES, TRUNK_MADDS, FakeEngine, Harness, settle
 
 from service.batcher import WORKER_NICENESS
@@ -62,46 +63,84 @@ async def test_every_batch_counts_what_it_took_of_a_core_and_every_image_once(mo
     assert sum(cpu_s for cpu_s, _ in booked) < took_s
 
 
-async def test_whoever_begins_new_work_gives_way_to_answers_that_are_ready():
+def wait_for_workers(h, batches=1):
+    """Without giving the loop a turn."""
+    give_up_s = time.monotonic() + 10
+    while len(h.batcher._finished) < batches and time.monotonic() < give_up_s:
+        time.sleep(0.001)
+    assert len(h.batcher._finished) == batches
+
+
+async def test_a_batch_is_settled_for_whoever_comes_first_and_its_answers_are_a_turn_away():
     h = Harness(FakeEngine())
     h.engine.hold.clear()
     first = h.submit(2, forced=0)
     await settle()
-    were_first = []
+    seen = []
 
     async def begin():
-        await h.batcher.answers_first()
-        were_first.append(first.done())
+        seen.append((h.batcher.settle_finished(), first.done()))
+        await asyncio.sleep(0)
+        seen.append((h.batcher.settle_finished(), first.done()))
 
     newcomers = [asyncio.create_task(begin()) for _ in range(2)]
     h.engine.hold.set()
-    while not h.batcher._finished:  # and the loop hears of it behind the newcomers, who have their turn before
-        time.sleep(0.001)
+    wait_for_workers(h)  # the loop hears of it behind the newcomers
     await asyncio.gather(*newcomers)
-    assert were_first == [True, True]
+    assert seen == [(True, False)] * 2 + [(False, True)] * 2
     assert (await asyncio.wait_for(h.submit(4), 5)).logits_K[0] == 8  # its worker is free again
 
 
-async def test_new_work_begins_in_the_end_however_many_answers_leave():
+async def test_nobody_waits_for_answers_of_a_trunk():
     h = Harness(FakeEngine())
-    h.batcher._leaving = 1
-    await asyncio.wait_for(h.batcher.answers_first(), 5)
+    h.engine.hold.clear()
+    image = h.submit(2)
+    await settle()
+    h.engine.hold.set()
+    wait_for_workers(h)
+    assert not h.batcher.settle_finished()
+    assert (await asyncio.wait_for(image, 5)).logits_K[0] == 4
 
 
-async def test_a_failure_is_told_to_its_batch_also_when_new_work_finds_it():
+async def test_a_failure_is_told_to_its_batch_and_not_to_whoever_settles_it(caplog):
     h = Harness(FakeEngine())
     h.engine.poison.add(2)
     h.engine.hold.clear()
-    first, other = h.submit(2), asyncio.create_task(h.batcher.answers_first())
+    poisoned = h.submit(2)
     await settle()
     h.engine.hold.set()
-    while not h.batcher._finished:
-        time.sleep(0.001)
-    await h.batcher.answers_first()
-    with pytest.raises(BackendError):
-        await asyncio.wait_for(first, 5)
-    await other
+    wait_for_workers(h)
+    with structlog.contextvars.bound_contextvars(request_id="of somebody else"):
+        h.batcher.settle_finished()
+    with pytest.raises(BackendError, match="failed on a batch of 1"):
+        await asyncio.wait_for(poisoned, 5)
     assert (await asyncio.wait_for(h.submit(4), 5)).logits_K[0] == 8
+
+
+async def test_a_bug_in_the_books_is_told_to_the_batch_too(monkeypatch):
+    h = Harness(FakeEngine())
+    h.engine.hold.clear()
+    victim = h.submit(2, forced=0)
+    await settle()
+    h.engine.hold.set()
+    wait_for_workers(h)
+    with monkeypatch.context() as patch:
+        patch.setattr(h.scheduler, "finished", lambda *_, **__: 1 / 0)
+        h.batcher.settle_finished()
+    with pytest.raises(BackendError):
+        await asyncio.wait_for(victim, 5)
+
+
+async def test_an_image_that_is_late_during_its_trunk_is_counted_with_that_batch(monkeypatch):
+    h, booked = Harness(FakeEngine()), []
+    monkeypatch.setattr(Overhead, "worked", lambda self, cpu_s, images: booked.append(images))
+    h.engine.hold.clear()
+    late, patient = h.submit(2, deadline_s=time.monotonic() + 0.05, done_by_s=math.inf), h.submit(4)
+    with pytest.raises(DeadlineExceededError):
+        await asyncio.wait_for(late, 5)
+    h.engine.hold.set()
+    await asyncio.wait_for(patient, 5)
+    assert sum(booked) == 2
 
 
 async def test_images_are_grouped_by_the_width_that_the_gate_wishes():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.latency import OVERHEAD_SHARE, Costs, Delay, LatencyTable, LiveTimes, Overhead
+from service.latency import DELAY_MEMORY_S, OVERHEAD_SHARE, Costs, Delay, LatencyTable, LiveTimes, Overhead
 
 TIMES = {(None, 1): 0.5, (None, 4): 1.0, (0, 1): 1.0, (0, 2): 1.5, (0, 8): 4.5, (1, 1): 2.0, (1, 2): 4.0, (1, 4): 9.0}
 TABLE = LatencyTable(TIMES)
@@ -154,21 +154,40 @@ def test_costs_are_per_image_where_batches_pay():
 
 
 @given(st.lists(st.floats(0, 10), max_size=200), st.floats(0, 100))
-def test_the_lag_is_within_what_was_seen_and_forgotten_without_answers(lags_s, idle_s):
-    lag = Delay()
-    for at, lag_s in enumerate(lags_s):
-        lag.learn(lag_s, at * 1e-3)
-    last_s = max(0, len(lags_s) - 1) * 1e-3
-    assert 0 <= lag.mean_s <= max(lags_s, default=0)
-    assert 0 <= lag.allowance_s(last_s + idle_s) <= 3 * max(lags_s, default=0) * math.exp(-idle_s) + 1e-12
+def test_a_delay_is_within_what_was_seen_and_forgotten_when_nothing_is(delays_s, idle_s):
+    delay = Delay()
+    for at, delay_s in enumerate(delays_s):
+        delay.learn(delay_s, at * 1e-3)
+    last_s, most_s = max(0, len(delays_s) - 1) * 1e-3, max(delays_s, default=0)
+    fade = math.exp(-idle_s / DELAY_MEMORY_S)
+    assert 0 <= delay.mean_s <= most_s + 1e-9
+    assert 0 <= delay.expected_s(last_s + idle_s) <= most_s * fade + 1e-9
+    assert delay.expected_s(last_s) <= delay.allowance_s(last_s)
+    assert 0 <= delay.allowance_s(last_s + idle_s) <= 3 * most_s * fade + 1e-9
 
 
-def test_a_steady_lag_is_learnt():
-    lag = Delay()
+def test_a_steady_delay_is_learnt():
+    delay = Delay()
     for at in range(1000):
-        lag.learn(0.004, at * 1e-3)
-    assert lag.mean_s == pytest.approx(0.004)
-    assert lag.allowance_s(0.999) == pytest.approx(0.004, rel=1e-3)
+        delay.learn(0.004, at * 1e-3)
+    assert delay.expected_s(0.999) == pytest.approx(0.004)
+    assert delay.allowance_s(0.999) == pytest.approx(0.004, rel=1e-3)
+
+
+def test_a_bad_moment_is_over_with_the_first_good_one_after_a_while():
+    delay = Delay()
+    for at in range(100):
+        delay.learn(0.3, at * 1e-3)
+    assert delay.allowance_s(0.1) > 0.2
+    assert delay.allowance_s(4.0) < 0.001  # nobody was let in, so nothing was learnt
+    delay.learn(0.0003, 4.0)
+    assert delay.allowance_s(4.0) < 0.002
+
+
+def test_the_first_delay_of_all_is_one_of_many():
+    delay = Delay()
+    delay.learn(0.1, 1000.0)
+    assert delay.expected_s(1000.0) < 0.01
 
 
 def overhead_of(windows, images=100):

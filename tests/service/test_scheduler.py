@@ -313,24 +313,29 @@ def test_only_what_waits_can_be_given_up():
     assert not s.has_less_urgent(0)
 
 
+def can_finish(s, now_s, deadline_s, window):
+    """Whether there is room at no one's cost: nobody is less urgent than 7."""
+    return s.make_room(now_s, deadline_s, window, 7) is not None
+
+
 def test_no_image_is_promised_what_cannot_be_kept():
     s, whole = scheduler(workers=2), Window(0, 2)
     for _ in range(4):  # 1.9 s each at the narrowest, on 2 workers
-        assert s.can_finish(0.0, 4.5, whole)
+        assert can_finish(s, 0.0, 4.5, whole)
         push(s, deadline_s=4.5)
-    assert not s.can_finish(0.0, 4.5, whole)
-    assert s.can_finish(0.0, 6.0, whole)
-    assert not s.can_finish(0.0, 6.0, Window(2, 2))  # 4.8 s, begun after 3.8 s
-    assert s.can_finish(0.0, math.inf, Window(2, 2))
+    assert not can_finish(s, 0.0, 4.5, whole)
+    assert can_finish(s, 0.0, 6.0, whole)
+    assert not can_finish(s, 0.0, 6.0, Window(2, 2))  # 4.8 s, begun after 3.8 s
+    assert can_finish(s, 0.0, math.inf, Window(2, 2))
 
 
 def test_no_image_is_let_in_that_would_make_others_late():
     s = scheduler()
     push(s, deadline_s=4.5)
     push(s, deadline_s=4.5)
-    assert not s.can_finish(0.0, 3.0, Window(0, 2))
+    assert not can_finish(s, 0.0, 3.0, Window(0, 2))
     s.next_batch(0.0)
-    assert not s.can_finish(0.0, 3.9, Window(0, 2))  # the worker is busy
+    assert not can_finish(s, 0.0, 3.9, Window(0, 2))  # the worker is busy
 
 
 def test_less_urgent_images_make_room_as_few_as_it_takes():
