@@ -10,7 +10,7 @@ import pytest
 import structlog
 from batching import SLICES, TRUNK_MADDS, FakeEngine, Harness, settle
 
-from service.batcher import WORKER_NICENESS
+from service.batcher import WORKER_NICENESS, Batcher
 from service.errors import BackendError, DeadlineExceededError, DrainingError
 from service.latency import Overhead
 
@@ -102,8 +102,14 @@ async def test_nobody_waits_for_answers_of_a_trunk():
     assert (await asyncio.wait_for(image, 5)).logits_K[0] == 4
 
 
-async def test_a_failure_is_told_to_its_batch_and_not_to_whoever_settles_it(caplog):
-    h = Harness(FakeEngine())
+async def test_a_failure_is_told_to_its_batch_and_not_to_whoever_settles_it(monkeypatch):
+    h, logged_for, fail = Harness(FakeEngine()), [], Batcher._fail
+
+    def noting(self, execution):
+        logged_for.append(structlog.contextvars.get_contextvars())
+        fail(self, execution)
+
+    monkeypatch.setattr(Batcher, "_fail", noting)
     h.engine.poison.add(2)
     h.engine.hold.clear()
     poisoned = h.submit(2)
@@ -112,6 +118,7 @@ async def test_a_failure_is_told_to_its_batch_and_not_to_whoever_settles_it(capl
     wait_for_workers(h)
     with structlog.contextvars.bound_contextvars(request_id="of somebody else"):
         h.batcher.settle_finished()
+    assert logged_for == [{}]
     with pytest.raises(BackendError, match="failed on a batch of 1"):
         await asyncio.wait_for(poisoned, 5)
     assert (await asyncio.wait_for(h.submit(4), 5)).logits_K[0] == 8
