@@ -5,6 +5,7 @@ from loadtest.arms import Window
 from loadtest.cli import main
 from loadtest.overload_record import Overload, overload_lines
 from loadtest.server_state import Sample
+from loadtest.victim import sampled
 
 
 def record(memory_bytes, statuses=None):
@@ -43,6 +44,8 @@ def test_a_load_is_played_and_reported(monkeypatch, tmp_path, fake_spec, image_f
     monkeypatch.setattr(overload, "PATH", "/classify")
     monkeypatch.setattr(overload, "slicewise_server", lambda *_: fake_spec("server"))
     monkeypatch.setattr(overload, "Window", lambda *_: Window(0.1, 0.3))
+    # Of so short a load a fifth is shorter than a second.
+    monkeypatch.setattr(overload, "sampled", lambda server: sampled(server, every_s=0.1))
     monkeypatch.setattr(Overload, "held", property(lambda _: False))  # the exit status does not hang on a fake's memory
     with pytest.raises(SystemExit, match="2"):
         main(["overload", "--images", str(image_folder), "--minutes", "0.05", "--out", str(tmp_path)])
