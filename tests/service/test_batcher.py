@@ -63,12 +63,22 @@ async def test_every_batch_counts_what_it_took_of_a_core_and_every_image_once(mo
     assert sum(cpu_s for cpu_s, _ in booked) < took_s
 
 
-def wait_for_workers(h, batches=1):
-    """Without giving the loop a turn."""
+def let_worker_finish(h):
+    """Without giving the loop a turn: the batch is computed, and nobody has heard of it."""
+    h.engine.hold.set()
     give_up_s = time.monotonic() + 10
-    while len(h.batcher._finished) < batches and time.monotonic() < give_up_s:
+    while not h.batcher._finished and time.monotonic() < give_up_s:
         time.sleep(0.001)
-    assert len(h.batcher._finished) == batches
+    assert len(h.batcher._finished) == 1
+
+
+async def computed(h, value, **how):
+    """An image whose batch a worker has just finished."""
+    h.engine.hold.clear()
+    image = h.submit(value, **how)
+    await settle()
+    let_worker_finish(h)
+    return image
 
 
 async def test_a_batch_is_settled_for_whoever_comes_first_and_its_answers_are_a_turn_away():
@@ -84,8 +94,7 @@ async def test_a_batch_is_settled_for_whoever_comes_first_and_its_answers_are_a_
         seen.append((h.batcher.settle_finished(), first.done()))
 
     newcomers = [asyncio.create_task(begin()) for _ in range(2)]
-    h.engine.hold.set()
-    wait_for_workers(h)  # the loop hears of it behind the newcomers
+    let_worker_finish(h)  # the loop hears of it behind the newcomers
     await asyncio.gather(*newcomers)
     assert seen == [(True, False)] * 2 + [(False, True)] * 2
     assert (await asyncio.wait_for(h.submit(4), 5)).logits_K[0] == 8  # its worker is free again
@@ -93,11 +102,7 @@ async def test_a_batch_is_settled_for_whoever_comes_first_and_its_answers_are_a_
 
 async def test_nobody_waits_for_answers_of_a_trunk():
     h = Harness(FakeEngine())
-    h.engine.hold.clear()
-    image = h.submit(2)
-    await settle()
-    h.engine.hold.set()
-    wait_for_workers(h)
+    image = await computed(h, 2)
     assert not h.batcher.settle_finished()
     assert (await asyncio.wait_for(image, 5)).logits_K[0] == 4
 
@@ -111,11 +116,7 @@ async def test_a_failure_is_told_to_its_batch_and_not_to_whoever_settles_it(monk
 
     monkeypatch.setattr(Batcher, "_fail", noting)
     h.engine.poison.add(2)
-    h.engine.hold.clear()
-    poisoned = h.submit(2)
-    await settle()
-    h.engine.hold.set()
-    wait_for_workers(h)
+    poisoned = await computed(h, 2)
     with structlog.contextvars.bound_contextvars(request_id="of somebody else"):
         h.batcher.settle_finished()
     assert logged_for == [{}]
@@ -126,11 +127,7 @@ async def test_a_failure_is_told_to_its_batch_and_not_to_whoever_settles_it(monk
 
 async def test_a_bug_in_the_books_is_told_to_the_batch_too(monkeypatch):
     h = Harness(FakeEngine())
-    h.engine.hold.clear()
-    victim = h.submit(2, forced=0)
-    await settle()
-    h.engine.hold.set()
-    wait_for_workers(h)
+    victim = await computed(h, 2, forced=0)
     with monkeypatch.context() as patch:
         patch.setattr(h.scheduler, "finished", lambda *_, **__: 1 / 0)
         h.batcher.settle_finished()
