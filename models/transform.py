@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from simplejpeg import decode_jpeg, decode_jpeg_header
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -28,6 +29,8 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 
 SPARE = 1.5
 """How much larger than asked a JPEG is decoded at least, so that the filter still has something to weigh."""
+_JPEG, _APP1 = b"\xff\xd8\xff", b"\xff\xe1"
+"""First bytes of a JPEG, and the marker of Exif and XMP, which may say how to turn it."""
 _TILE_PIXELS = 2**18  # converted at once: a few MB, nothing beside a large picture
 
 
@@ -184,7 +187,29 @@ def normalise(pixels: U8, spec: InputSpec) -> F32:
 
 def load_pixels(data: bytes, spec: InputSpec, max_pixels: int | None = None) -> U8:
     """Bytes -> uint8 [H, W, 3], the network's input before ``normalise``; errors as ``decode``."""
+    if max_pixels is None or spec.height * spec.width <= max_pixels:
+        pixels = _as_it_is(data, spec)
+        if pixels is not None:
+            return pixels
     return resize(decode(data, max_pixels, spec.shorter_side), spec)
+
+
+def _as_it_is(data: bytes, spec: InputSpec) -> U8 | None:
+    """A sound JPEG of the network's own size, to be neither turned nor resized; None for whatever else it is.
+
+    The pixels are those that ``decode`` gives, from the same codec without the Python around it, which for a small
+    picture is most of the work (docs/adr/0017).
+    """
+    if not data.startswith(_JPEG) or min(spec.height, spec.width) != spec.shorter_side:
+        return None
+    try:
+        height, width, colours, _ = decode_jpeg_header(data)
+        if (height, width) != (spec.height, spec.width) or colours not in ("YCbCr", "Gray") or _APP1 in data:
+            return None
+        pixels: U8 = decode_jpeg(data)
+    except ValueError:  # damaged; Pillow mends some of it, and says what is wrong with the rest
+        return None
+    return pixels
 
 
 def load_image(data: bytes, spec: InputSpec, max_pixels: int | None = None) -> F32:
