@@ -318,17 +318,19 @@ class Batcher:
         self._answer_all(execution)
 
     def _answer_all(self, execution: Execution) -> None:
+        """Account every computed image and keep its promise."""
         batch = execution.batch
-        for entry, route, logits_K in zip(batch.entries, batch.routes, execution.logits_NK, strict=True):
-            trunk_s = entry.trunk_s if batch.step is Step.BODY else execution.trunk_s
-            self._answer(entry, route, logits_K, trunk_s, execution)
+        is_finite = np.logical_and.reduce(np.isfinite(execution.logits_NK), axis=1).tolist()
+        rows = zip(batch.entries, batch.routes, execution.logits_NK, is_finite, strict=True)
+        for entry, route, logits_K, is_sound in rows:
+            madds = self._telemetry.body_row(route)
+            if is_sound:
+                self._answer(entry, route, logits_K, madds, execution)
+            else:
+                ticket_of(entry).refuse(BackendError("the model answered this image with numbers that are not finite"))
 
-    def _answer(self, entry: Entry, route: Route, logits_K: F32, trunk_s: float, last: Execution) -> None:
-        """Account one computed image and keep its promise."""
-        madds = self._telemetry.body_row(route)
-        if not np.isfinite(logits_K).all():
-            ticket_of(entry).refuse(BackendError("the model answered this image with numbers that are not finite"))
-            return
+    def _answer(self, entry: Entry, route: Route, logits_K: F32, madds: int, last: Execution) -> None:
+        trunk_s = entry.trunk_s if last.batch.step is Step.BODY else last.trunk_s
         ticket_of(entry).charge(madds)
         queue_s = entry.waited_s + last.began_s - entry.queued_s
         gate_logits_G = None if entry.look is None else entry.payload.gate_logits_G

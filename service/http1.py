@@ -134,6 +134,32 @@ class Patience:
         self._refuse(431, "headers_too_large", f"{given}; {allowed}")
 
 
+class _HeadWithBody:
+    """The transport of one answer: its head leaves with the beginning of its body, in one write.
+
+    uvicorn writes them one after the other, each at once: the client is woken for a head that it can do nothing with.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None  # b"" when it has left
+
+    def write(self, data: bytes) -> None:
+        if self._head is None:
+            self._head = data
+            return
+        self._transport.write(self._head + data if self._head else data)
+        self._head = b""
+
+    def close(self) -> None:
+        if self._head:  # a body was to come and will not
+            self._transport.write(self._head)
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class AnyHttpProtocol(Patience, H11Protocol):
     """One connection from its first request that is not plain."""
 
@@ -203,6 +229,11 @@ class HttpProtocol(Patience, HttpToolsProtocol):
         self._advance()
         self._watch(self._owed())
         self._stay()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.cycle is not None:  # no task has run yet, which might write
+            self.cycle.transport = cast(asyncio.Transport, _HeadWithBody(self.transport))
 
     def on_message_complete(self) -> None:
         cast(dict[str, Any], self.scope)[ARRIVED] = time.monotonic()  # its task may wait for its turn

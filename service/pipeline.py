@@ -304,13 +304,13 @@ class Logits:
 def render(model: HostedModel, logits: Logits, top_k: int, timings: Timings, cached: bool = False) -> Prediction:
     """Logits -> probabilities, highest first, with the cost of the slice that gave them."""
     logits_K = logits.logits_K.astype(np.float64)
-    exponentials_K = np.exp(logits_K - logits_K.max())
-    probabilities_K = exponentials_K / exponentials_K.sum()
-    best = np.argsort(-probabilities_K, kind="stable")[:top_k]
+    exponentials_K = np.exp(logits_K - np.maximum.reduce(logits_K))
+    probabilities_K = exponentials_K / np.add.reduce(exponentials_K)
+    best = (-probabilities_K).argsort(kind="stable")[:top_k]
     facts = model.slices[logits.route.width]
     return Prediction(
-        indices=tuple(map(int, best)),
-        probabilities=tuple(float(p) for p in probabilities_K[best]),
+        indices=tuple(best.tolist()),
+        probabilities=tuple(probabilities_K[best].tolist()),
         route=logits.route,
         madds=facts.madds_published if logits.route.gate_width is None else facts.madds_served,
         timings=timings,

@@ -36,6 +36,9 @@ ARRIVED = "slicewise.arrived_s"
 """In a request's scope: when its last byte was there, where the protocol has seen that."""
 
 
+_NO_LIMIT = contextlib.nullcontext()
+
+
 class _InMemoryParser(MultiPartParser):
     """The body is bounded before it is parsed, so that nothing needs to spill to disk."""
 
@@ -57,8 +60,9 @@ async def read_body(request: Request, lease: Lease, limit_bytes: int, timeout_s:
     too_large = announced.isascii() and announced.isdigit() and int(announced) > limit_bytes
     stream = request.stream()
     chunks: list[bytes] = []
+    is_here = ARRIVED in request.scope  # nothing will be waited for
     try:
-        async with asyncio.timeout(timeout_s):
+        async with _NO_LIMIT if is_here else asyncio.timeout(timeout_s):
             async for chunk in stream:
                 if too_large or lease.body_bytes + len(chunk) > limit_bytes:
                     too_large = True

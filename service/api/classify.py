@@ -20,7 +20,7 @@ from service.api.access import GuardedRoute, admit, bypasses_cache, counting_ref
 from service.api.bodies import arrived_s, image_parts, one_image, read_body
 from service.api.budget_headers import header_parameters, parse_budget
 from service.api.problems import QUOTA_HEADERS, describe, header, responses
-from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer, log_fields
+from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer, log_fields, timings_ms
 from service.api.state import Lease, ServiceState, state_of
 from service.hosting import HostedModel
 from service.images import MEDIA_TYPES
@@ -186,10 +186,12 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
         image = received.image(await one_image(request, body))
         del body  # the image is a copy, unless it is the body
         prediction = await while_connected(request, state.pipeline.classify(hosted, image))
-    structlog.contextvars.bind_contextvars(**log_fields(prediction))
+    times_ms = timings_ms(prediction.timings)
+    structlog.contextvars.bind_contextvars(**log_fields(prediction, times_ms))
     began_s = time.perf_counter()
-    answer = _answer(request, hosted, image_answer(hosted, prediction))
-    response = Response(orjson.dumps(answer), headers=answer_headers(prediction), media_type="application/json")
+    answer = _answer(request, hosted, image_answer(hosted, prediction, times_ms))
+    headers = answer_headers(prediction, times_ms)
+    response = Response(orjson.dumps(answer), headers=headers, media_type="application/json")
     hosted.telemetry.encoded(time.perf_counter() - began_s)
     return response
 
@@ -214,7 +216,10 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
         work = [received.image(image) for image in images]
         results = await while_connected(request, state.pipeline.classify_many(hosted, work))
     began_s = time.perf_counter()
-    answers = [image_answer(hosted, r) if isinstance(r, Prediction) else _image_problem(state, r) for r in results]
+    answers = [
+        image_answer(hosted, r, timings_ms(r.timings)) if isinstance(r, Prediction) else _image_problem(state, r)
+        for r in results
+    ]
     spent = sum(result.spent_madds for result in results if isinstance(result, Prediction))
     body = orjson.dumps(_answer(request, hosted, {"results": answers}))
     hosted.telemetry.encoded(time.perf_counter() - began_s)

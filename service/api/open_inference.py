@@ -39,7 +39,7 @@ from service.api.open_inference_schemas import (
 )
 from service.api.open_inference_wire import F32, MOST_LENGTH, Call, Wanted, inflate, json_length, parse_call, render
 from service.api.problems import QUOTA_HEADERS, header, responses
-from service.api.schemas import answer_headers, log_fields
+from service.api.schemas import answer_headers, log_fields, timings_ms
 from service.api.state import Lease, state_of
 from service.hosting import HostedModel
 from service.pipeline import ImageRequest, before
@@ -147,7 +147,7 @@ async def infer(request: Request, model: str, version: str | None) -> Response:
         hosted = received.model
         predictions = await while_connected(request, state.pipeline.classify_all(hosted, received.images))
     if len(predictions) == 1:
-        structlog.contextvars.bind_contextvars(**log_fields(predictions[0]))
+        structlog.contextvars.bind_contextvars(**log_fields(predictions[0], timings_ms(predictions[0].timings)))
     began_s = time.perf_counter()
     response = _answer(request, received, predictions)
     hosted.telemetry.encoded(time.perf_counter() - began_s)
@@ -224,7 +224,7 @@ def _answer(request: Request, received: _Received, predictions: Sequence[Predict
     """The answer, with what the response headers say repeated among its parameters."""
     manifest = received.model.manifest
     if len(predictions) == 1:
-        headers = answer_headers(predictions[0])
+        headers = answer_headers(predictions[0], timings_ms(predictions[0].timings))
     else:
         headers = {"compute-madds": str(sum(prediction.spent_madds for prediction in predictions))}
     about: dict[str, Any] = {"model_name": manifest.name, "model_version": str(manifest.version)}

@@ -156,9 +156,9 @@ def timings_ms(timings: Timings) -> dict[str, float]:
     }
 
 
-def image_answer(model: HostedModel, prediction: Prediction) -> dict[str, Any]:
-    """``ImageAnswer`` as JSON-ready data."""
-    route, timings = prediction.route, prediction.timings
+def image_answer(model: HostedModel, prediction: Prediction, times_ms: dict[str, float]) -> dict[str, Any]:
+    """``ImageAnswer`` as JSON-ready data. times_ms: the prediction's, from ``timings_ms``, here and below."""
+    route = prediction.route
     return {
         "predictions": [
             {"index": index, "label": model.manifest.classes[index], "probability": probability}
@@ -173,33 +173,31 @@ def image_answer(model: HostedModel, prediction: Prediction) -> dict[str, Any]:
             "accuracy": model.slices[route.width].accuracy,
         },
         "cached": prediction.cached,
-        "timings_ms": timings_ms(timings),
+        "timings_ms": times_ms,
     }
 
 
-def answer_headers(prediction: Prediction) -> dict[str, str]:
+def answer_headers(prediction: Prediction, times_ms: dict[str, float]) -> dict[str, str]:
     """The response headers of a one-image answer."""
     route = prediction.route
-    stages = {name: ms for name, ms in timings_ms(prediction.timings).items() if name != "total"}
     return {
         "slice-width": str(route.width),
         "slice-gate-width": "none" if route.gate_width is None else str(route.gate_width),
         "slice-reason": route.reason.value,
         "compute-madds": str(prediction.spent_madds),
-        "server-timing": ", ".join(f"{name};dur={ms}" for name, ms in stages.items()),
+        "server-timing": ", ".join([f"{name};dur={ms}" for name, ms in times_ms.items() if name != "total"]),
     }
 
 
-def log_fields(prediction: Prediction) -> dict[str, Any]:
+def log_fields(prediction: Prediction, times_ms: dict[str, float]) -> dict[str, Any]:
     """What the request's log line says of its image."""
     route = prediction.route
-    times = {f"{name}_ms": ms for name, ms in timings_ms(prediction.timings).items()}
     return {
         "width": route.width,
         "gate_width": route.gate_width,
         "reason": route.reason.value,
         "cached": prediction.cached,
-        **times,
+        **{f"{name}_ms": ms for name, ms in times_ms.items()},
     }
 
 
