@@ -30,6 +30,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.bodies import ARRIVED
+from service.api.departure import DEPARTURE, Departure
 from service.api.problems import problem_bytes
 from service.settings import Settings
 
@@ -207,6 +208,7 @@ class HttpProtocol(Patience, HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._waiting = bytearray()  # a head, as far as it is here, or what was pipelined
         self._body_left = 0
+        self._departure = Departure()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -217,6 +219,7 @@ class HttpProtocol(Patience, HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._watch("")
         super().connection_lost(exc)
+        self._departure.happen()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -234,6 +237,7 @@ class HttpProtocol(Patience, HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None:  # no task has run yet, which might write
             self.cycle.transport = cast(asyncio.Transport, _HeadWithBody(self.transport))
+            cast(dict[str, Any], self.scope)[DEPARTURE] = self._departure
 
     def on_message_complete(self) -> None:
         cast(dict[str, Any], self.scope)[ARRIVED] = time.monotonic()  # its task may wait for its turn
@@ -283,9 +287,10 @@ class HttpProtocol(Patience, HttpToolsProtocol):
             self._hand_over()
             return False
         self._unset_keepalive_if_required()
-        del self._waiting[: len(head)]
-        self._body_left = length
-        return self._parse(head)
+        first = bytes(self._waiting[: len(head) + length])  # with the body, as far as it is here
+        del self._waiting[: len(first)]
+        self._body_left = length - (len(first) - len(head))
+        return self._parse(first)
 
     def _feed(self, body: bytes) -> None:
         self._body_left -= len(body)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import orjson
 import structlog
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
-from starlette.requests import ClientDisconnect
 
 from service import errors
 from service.api.access import GuardedRoute, admit, bypasses_cache, counting_refusals, granted
 from service.api.bodies import arrived_s, image_parts, one_image, read_body
 from service.api.budget_headers import header_parameters, parse_budget
+from service.api.departure import while_connected
 from service.api.problems import QUOTA_HEADERS, describe, header, responses
 from service.api.schemas import BatchResponse, ClassifyResponse, answer_headers, image_answer, log_fields, timings_ms
 from service.api.state import Lease, ServiceState, state_of
@@ -26,8 +25,6 @@ from service.hosting import HostedModel
 from service.images import MEDIA_TYPES
 from service.pipeline import ImageRequest, check_top_k
 from service.request import Budget, Prediction, Window
-
-T = TypeVar("T")
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _ENCODING = {"encoding": {"image": {"contentType": ", ".join(MEDIA_TYPES)}}}
@@ -143,29 +140,6 @@ async def _receive(request: Request, lease: Lease, query: ClassifyQuery, limit_b
     at_s = arrived_s(request)
     model.begun(at_s, time.monotonic())
     return _Received(model, budget, allowed, top_k, at_s, bypasses_cache(request), spend), body
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do ``work`` and cancel it when the client leaves; raises ClientDisconnect then."""
-    worker, has_left = asyncio.current_task(), False
-    assert worker is not None, "a request is answered by a task: this is a bug"
-
-    async def wait_for_disconnect() -> None:
-        nonlocal has_left
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        has_left = True
-        worker.cancel()
-
-    watcher = asyncio.create_task(wait_for_disconnect())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if has_left and worker.uncancel() == 0:
-            raise ClientDisconnect from None
-        raise
-    finally:
-        watcher.cancel()
 
 
 @router.post(

@@ -20,7 +20,7 @@ from service import errors
 from service.api import budget_headers
 from service.api.access import GuardedRoute, admit, bypasses_cache, counting_refusals, granted
 from service.api.bodies import arrived_s, read_body
-from service.api.classify import while_connected
+from service.api.departure import while_connected
 from service.api.open_inference_documents import INFER, json_body
 from service.api.open_inference_outputs import answer_parameters, output_tensors
 from service.api.open_inference_request import InputShape, images_of, merged_budget, wanted_outputs
