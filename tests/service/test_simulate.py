@@ -1,4 +1,5 @@
 import math
+import random
 from collections import Counter
 
 import numpy as np
@@ -130,3 +131,37 @@ def test_an_exit_answers_who_is_given_up():
         assert given_up.outcome is outcome
     ended = replay("gate", arrivals, capacity_images=2, has_exit=True)[0]
     assert (ended.width, ended.reason, ended.finish_s, ended.gate_width) == (0, Reason.LOAD, 2.0, 1)
+
+
+def recorded():
+    """300 images of every kind in bursts."""
+    rng, at_s, arrivals = random.Random(7), 0.0, []
+    windows = [WHOLE, WHOLE, WHOLE, Window(1, 2), Window(0, 1), Window(0, 2, 1)]
+    for _ in range(300):
+        at_s += 0.0 if rng.random() < 0.2 else rng.expovariate(0.8)
+        latency_s = rng.choice([3.0, 5.5, 9.0, 20.0, math.inf])
+        arrivals.append(Arrival(at_s, rng.randrange(3), rng.choice(windows), latency_s, rng.randrange(8)))
+    return arrivals
+
+
+@pytest.mark.parametrize(
+    ("policy", "has_exit", "outcomes", "finish_s", "widths"),
+    [
+        ("gate", False, (192, 0, 9, 99), 29540.093979, 152),
+        ("gate_slack", False, (229, 5, 6, 60), 35324.095060, 91),
+        ("slackfit", False, (206, 18, 4, 72), 33666.107762, 88),
+        ("maxbatch", False, (180, 4, 4, 112), 27409.340538, 160),
+        ("maxacc", False, (156, 1, 3, 140), 24108.731011, 209),
+        ("fixed:0", False, (220, 20, 3, 57), 36376.684089, 70),
+        ("fixed:widest", False, (100, 43, 4, 153), 21976.295264, 233),
+        ("gate", True, (214, 1, 4, 81), 32562.871085, 175),
+        ("gate_slack", True, (239, 1, 4, 56), 36417.973596, 107),
+    ],
+)
+def test_threads_that_cost_nothing_change_nothing(policy, has_exit, outcomes, finish_s, widths):
+    """Figures from before there were any: met, late, expired, refused; sums of instants and of widths."""
+    served = replay(policy, recorded(), 2, 12, overhead_s=0.137, look_s=0.091, has_exit=has_exit)
+    counts = Counter(end.outcome for end in served)
+    assert tuple(counts[outcome] for outcome in Outcome) == outcomes
+    assert sum(end.finish_s or 0.0 for end in served) == pytest.approx(finish_s, abs=1e-5)
+    assert sum(end.width or 0 for end in served) == widths
