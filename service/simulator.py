@@ -25,7 +25,7 @@ from rich.table import Table
 from models.checkpoint import Checkpoint
 from service.app import load_checkpoints
 from service.hosting import build_engine, curve_of, gate_decision, slice_facts
-from service.latency import LatencyTable, LiveTimes
+from service.latency import LatencyTable, LiveTimes, Overhead
 from service.policies import Policy, policy_named
 from service.profiling import ProfileKey, kept_profile
 from service.request import Look
@@ -65,13 +65,29 @@ class SimulateSettings(Settings):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="worker time that each image costs beside the network: HTTP, decoding",
+        description="worker time that each image costs beside the network",
     )
     look_ms: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
         description="what each image costs beside that, when its body is a second batch, because the gate was asked",
+    )
+    front_ms: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="event loop time of each image until it is admitted: HTTP, decoding; no worker's time",
+    )
+    back_ms: float = Field(0.0, ge=0, allow_inf_nan=False, description="event loop time of each answer")
+    client_ms: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="time of the client for each image, half of it to send and half to read, in one thread for all",
+    )
+    cores: int | None = Field(
+        None, ge=1, description="that workers, event loop and client share; each has its own when absent"
     )
     against: str | None = Field(None, description="policy that the others are compared with; none when absent")
     out: Path | None = Field(None, description="folder for simulation.json and simulation.md; made when missing")
@@ -138,6 +154,12 @@ class Simulation:
             overhead_s=settings.overhead_ms / 1e3,
             look_s=settings.look_ms / 1e3,
             has_exit=self.manifest.has_exit,
+            front_s=settings.front_ms / 1e3,
+            back_s=settings.back_ms / 1e3,
+            client_s=settings.client_ms / 1e3,
+            cores=settings.cores,
+            # as the service has it on a CPU; without an event loop nothing is worth being ready for
+            ahead=0 if one_per_device or not settings.front_ms + settings.back_ms else 1,
         )
         self.policies = [self._checked(name) for name in settings.policies]
         self.against = None if settings.against is None else self._policy(settings.against, "against").name
@@ -182,10 +204,11 @@ class Simulation:
         """Every trace under every policy, each beginning with the profile's times and empty queues."""
         for trace in self.traces:
             for name in self.policies:
-                times = LiveTimes(self.machine.times)
+                process = Overhead() if self.machine.has_loop else None
+                times = LiveTimes(self.machine.times, process if self.machine.plans_count_loop else None)
                 policy = self._policy(name, times=times)
                 scheduler = Scheduler(policy, times, self.machine.workers, has_exit=self.manifest.has_exit)
-                run = Run(scheduler, self.machine, self._looks(policy))
+                run = Run(scheduler, self.machine, self._looks(policy), process)
                 began_s = time.perf_counter()
                 served = run.replay(trace.arrivals)
                 wall_s = time.perf_counter() - began_s
@@ -204,6 +227,10 @@ class Simulation:
             "workers": machine.workers,
             "overhead_ms": s.overhead_ms,
             "look_ms": s.look_ms,
+            "front_ms": s.front_ms,
+            "back_ms": s.back_ms,
+            "client_ms": s.client_ms,
+            "cores": s.cores,
             "queue_capacity_images": machine.capacity_images,
             "default_slo_ms": s.default_slo_ms,
             "traces": {trace.name: f"sha256:{trace.sha256}" for trace in self.traces},
@@ -223,6 +250,10 @@ def command(settings: SimulateSettings) -> str:
         "workers",
         "overhead_ms",
         "look_ms",
+        "front_ms",
+        "back_ms",
+        "client_ms",
+        "cores",
         "queue_capacity_images",
         "default_slo_ms",
         "against",

@@ -126,6 +126,34 @@ def test_overhead_and_workers_reach_the_machine(run, flags, tmp_path):
     assert p50_ms("--overhead-ms", "0.25", "--workers", "4") == pytest.approx(2.25)
 
 
+def test_the_loop_the_client_and_the_cores_reach_the_machine_and_the_page(run, flags, tmp_path):
+    given = ("--front-ms", "0.5", "--back-ms", "0.25", "--client-ms", "0.75", "--cores", "4", "--workers", "4")
+    assert run(*flags("--policies", "fixed:0", "--out", str(tmp_path), *given, evaluated=False))[0] == 0
+    found = json.loads((tmp_path / "simulation.json").read_text())
+    calm, _ = found["runs"]
+    assert calm["p50_ms"] == pytest.approx(2.0 + 0.5 + 0.25 + 0.75)
+    assert {name: found[name] for name in ("front_ms", "back_ms", "client_ms", "cores")} == {
+        "front_ms": 0.5, "back_ms": 0.25, "client_ms": 0.75, "cores": 4,
+    }  # fmt: skip
+    words = found["command"].replace("\\\n", "").split()
+    at = words.index("--front-ms")
+    assert words[at : at + 8] == [*given[:8]]
+    assert "| front_ms | 0.5 |" in (tmp_path / "simulation.md").read_text()
+
+
+def test_on_a_cpu_a_batch_is_ready_where_the_loop_takes_time(flags, root, tmp_path):
+    profile = json.loads((root / "sure.profile.json").read_text())
+    profile["key"]["device"] = "cpu"
+    (tmp_path / "cpu.json").write_text(json.dumps(profile))
+    on_cpu = ("--profile", str(tmp_path / "cpu.json"))
+    ahead = {
+        (on, loop): Simulation(settings(*flags(*(on_cpu * on), *(("--back-ms", "1") * loop)))).machine.ahead
+        for on in (0, 1)
+        for loop in (0, 1)
+    }
+    assert ahead == {(0, 0): 0, (0, 1): 0, (1, 0): 0, (1, 1): 1}
+
+
 def settings(*flags):
     return SimulateSettings(_cli_parse_args=list(flags))
 
@@ -185,6 +213,9 @@ def test_a_page_names_the_command_with_what_was_asked_for(run, flags, tmp_path):
         ({}, ("--events", "true"), "events needs out, a folder"),
         ({}, ("--overhead-ms", "-1"), "overhead_ms: Input should be greater than or equal to 0, given '-1'"),
         ({}, ("--overhead-ms", "inf"), "overhead_ms: Input should be a finite number"),
+        ({}, ("--front-ms", "-1"), "front_ms: Input should be greater than or equal to 0, given '-1'"),
+        ({}, ("--client-ms", "nan"), "client_ms: Input should be a finite number"),
+        ({}, ("--cores", "0"), "cores: Input should be greater than or equal to 1"),
         ({}, ("--out", __file__), "is no folder and cannot be made one"),
     ],
 )
