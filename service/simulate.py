@@ -141,7 +141,7 @@ class _Answer:
     """On its way out.
 
     number   of its arrival.
-    kept_s   when the loop knew it; since_s: when it would have been the first to say so, had it had a timer.
+    kept_s   when the loop found that out; since_s: when it left for it, which a timer of the service sees to.
     done_s   when its batch was over.
     """
 
@@ -298,9 +298,9 @@ class Run:
         self._client.put(now_s, self._half_s, _ignore)
 
     def _answer_at_exit(self, entry: Entry, reason: Reason, now_s: float) -> None:
-        """What the trunk has answered leaves; where the time for a body has run out before now, it has left then."""
+        """What the trunk has answered leaves; where the time for a body ran out since the trunk, it has left then."""
         assert entry.look is not None, "an exit answers images that were seen: this is a bug"
-        since_s = min(now_s, entry.deadline_s)
+        since_s = max(entry.queued_s, min(now_s, entry.deadline_s))
         self._answer(_Answer(entry.payload, Route(0, reason, entry.look.wish), now_s, since_s, now_s))
 
     def _answer(self, answer: _Answer) -> None:

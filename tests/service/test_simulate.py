@@ -133,6 +133,12 @@ def test_an_exit_answers_who_is_given_up():
     assert (ended.width, ended.reason, ended.finish_s, ended.gate_width) == (0, Reason.LOAD, 2.0, 1)
 
 
+def test_an_exit_answers_no_sooner_than_its_trunk_is_done():
+    for image in (1, 2):
+        (served,) = replay("gate", [Arrival(0.0, image, WHOLE, 2.5)], overhead_s=2.0, has_exit=True)
+        assert (served.outcome, served.width, served.finish_s) == (Outcome.LATE, 0, 3.0)
+
+
 def recorded():
     """300 images of every kind in bursts."""
     rng, at_s, arrivals = random.Random(7), 0.0, []
