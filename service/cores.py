@@ -1,7 +1,7 @@
 """Threads that share cores, in simulated time: what runs, how fast, and what ends next. PURE.
 
 A thread does one job after the other. While more of them run than there are cores, all go at the same share of
-their speed: cores / threads that run.
+their speed, cores / threads that run; those that yield get a smaller part of the cores.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
+YIELDING = 335 / 1024
+"""Of the part of the cores that another thread gets: Linux's weights of niceness 5, which the service's workers have,
+and of 0. With equal parts the loop would not get the core that it needs at saturation."""
+
 
 @dataclass(eq=False, slots=True)
 class Job:
@@ -22,6 +26,7 @@ class Job:
     end_alone_s  when it would be over with a core to itself.
     over         called once it is, with this job.
     is_foreign   another process does it.
+    yields       its thread is one of those with the smaller part, see ``YIELDING``.
     end_s        when it was over; nothing before.
     """
 
@@ -29,6 +34,7 @@ class Job:
     end_alone_s: float
     over: Callable[[Job], None]
     is_foreign: bool = False
+    yields: bool = False
     end_s: float = math.nan
 
     @property
@@ -49,7 +55,8 @@ class Cores:
         self._cores = math.inf if cores is None else cores
         self._running: list[tuple[float, int, Job]] = []  # a heap, by their ends as things stand
         self._order = count()
-        self._speed = 1.0
+        self._threads = [0, 0]  # that run: those that do not yield, and those that do
+        self._speeds = (1.0, 1.0)  # of either
         self._own_cpu_s = 0.0  # of jobs that are over and not foreign
 
     @property
@@ -59,8 +66,10 @@ class Cores:
 
     def begin(self, job: Job) -> None:
         """It runs from its beginning on, which is now."""
-        self._share(len(self._running) + 1, job.began_s)
-        end_s = job.end_alone_s if self._speed == 1.0 else job.began_s + job.cpu_s / self._speed
+        self._threads[job.yields] += 1
+        self._share(job.began_s)
+        speed = self._speeds[job.yields]
+        end_s = job.end_alone_s if speed == 1.0 else job.began_s + job.cpu_s / speed
         heapq.heappush(self._running, (end_s, next(self._order), job))
 
     def end_next(self) -> Job:
@@ -69,22 +78,35 @@ class Cores:
         job.end_s = end_s
         if not job.is_foreign:
             self._own_cpu_s += job.cpu_s
-        self._share(len(self._running), end_s)
+        self._threads[job.yields] -= 1
+        self._share(end_s)
         return job
 
     def own_cpu_s(self, now_s: float) -> float:
         """Seconds of cores that all jobs but foreign ones have taken so far."""
         running = ((end_s, job) for end_s, _, job in self._running if not job.is_foreign)
-        return self._own_cpu_s + sum(job.cpu_s - (end_s - now_s) * self._speed for end_s, job in running)
+        return self._own_cpu_s + sum(job.cpu_s - (end_s - now_s) * self._speeds[job.yields] for end_s, job in running)
 
-    def _share(self, threads: int, now_s: float) -> None:
-        """So many run from now on: what is left of each job takes longer, or less."""
-        speed = min(1.0, self._cores / max(1, threads))
-        if speed == self._speed:
+    def _share(self, now_s: float) -> None:
+        """Other threads run from now on: what is left of each job takes longer, or less."""
+        before, now = self._speeds, self._speeds_now()
+        if before == now:
             return
-        ratio, self._speed = self._speed / speed, speed
-        self._running = [(now_s + (end_s - now_s) * ratio, order, job) for end_s, order, job in self._running]
+        ratios, self._speeds = (before[0] / now[0], before[1] / now[1]), now
+        self._running = [
+            (now_s + (end_s - now_s) * ratios[job.yields], order, job) for end_s, order, job in self._running
+        ]
         heapq.heapify(self._running)
+
+    def _speeds_now(self) -> tuple[float, float]:
+        """Equal parts of the cores by weight; what one thread cannot use the others share."""
+        firm, yielding = self._threads
+        if firm + yielding <= self._cores:
+            return 1.0, 1.0
+        part = self._cores / (firm + YIELDING * yielding)
+        if part < 1.0:
+            return part, YIELDING * part
+        return 1.0, (self._cores - firm) / yielding
 
 
 Done = Callable[[float, float], None]

@@ -7,9 +7,10 @@ arrivals, images and budgets.
 
 Beside the workers there are two threads, each of which does one thing after the other: the event loop, and the
 client that sends the trace and reads the answers. An image is sent, taken up by the loop, admitted, computed, answered
-by the loop and read. Finished batches and answers go before newcomers (docs/adr/0016). All may share some cores.
+by the loop and read. Finished batches and answers go before newcomers (docs/adr/0016). All may share some cores, of
+which workers get a smaller part, as their niceness has it.
 
-What it leaves out: batches take what the table says, and threads that share cores get equal parts of them, at once and
+What it leaves out: batches take what the table says, and threads that share cores get their parts of them at once and
 at no cost. The loop takes as long for one image as for any other and does nothing else; to turn one away costs it no
 more than to take it up. No client gives up. What is left of the work around the engine is one cost per image, and one
 more where a body follows the gate, spent by the worker that runs it.
@@ -241,7 +242,7 @@ class Run:
         images = len(batch.entries)
         end_s = now_s + self._machine.asking_s(batch.step, images)
         end_s += sum(self._machine.batch_s(batch.step, batch.width, images))
-        self._cores.begin(Job(now_s, end_s, partial(self._computed, batch)))
+        self._cores.begin(Job(now_s, end_s, partial(self._computed, batch), yields=True))
 
     def _computed(self, batch: Batch, job: Job) -> None:
         """A worker is done. It has the next batch at once if one is ready; else the loop has to come to this one."""

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cores import Cores, Job, Station
+from service.cores import YIELDING, Cores, Job, Station
 
 
 def run(cores, jobs):
-    """Jobs of (began_s, seconds), each on a thread of its own; those that are over, in that order."""
+    """Jobs of (began_s, seconds, yields), each on a thread of its own; those that are over, in that order."""
     found, over = Cores(cores), []
-    coming = [Job(began_s, began_s + seconds, over.append) for began_s, seconds in jobs]
+    coming = [Job(began_s, began_s + seconds, over.append, yields=any(more)) for began_s, seconds, *more in jobs]
     while coming or found.next_s < math.inf:
         if coming and coming[0].began_s < found.next_s:
             found.begin(coming.pop(0))
@@ -33,6 +33,16 @@ def test_three_threads_on_two_cores_run_at_two_thirds():
     assert [one.stretch, three.stretch] == pytest.approx([1.25, 1.25])
 
 
+def test_who_yields_gets_a_smaller_part_of_the_cores():
+    _, (one, yielding) = run(1, [(0.0, 1.0), (0.0, 1.0, True)])
+    assert (one.end_s, yielding.end_s) == pytest.approx((1.0 + YIELDING, 2.0))
+    _, (one, *both) = run(2, [(0.0, 1.0), (0.0, 1.0, True), (0.0, 1.0, True)])
+    assert one.end_s == 1.0  # it cannot use more than a core
+    assert [job.end_s for job in both] == pytest.approx([1.5, 1.5])
+    _, both = run(1, [(0.0, 1.0, True), (0.0, 1.0, True)])
+    assert [job.end_s for job in both] == pytest.approx([2.0, 2.0])
+
+
 def test_time_on_the_cores_counts_as_it_is_spent_but_for_another_process():
     cores = Cores(1)
     cores.begin(Job(0.0, 1.0, lambda _: None))
@@ -44,19 +54,22 @@ def test_time_on_the_cores_counts_as_it_is_spent_but_for_another_process():
     assert cores.own_cpu_s(9.0) == pytest.approx(1.0)
 
 
-@given(st.lists(st.tuples(st.floats(0, 4), st.floats(0.01, 3)), min_size=1, max_size=12), st.integers(1, 4))
+@given(
+    st.lists(st.tuples(st.floats(0, 4), st.floats(0.01, 3), st.booleans()), min_size=1, max_size=12),
+    st.integers(1, 4),
+)
 def test_no_more_work_is_done_than_cores_can_and_none_is_lost(jobs, cores):
     jobs.sort()
     found, over = run(cores, jobs)
     assert len(over) == len(jobs)
-    assert found.own_cpu_s(0.0) == pytest.approx(sum(seconds for _, seconds in jobs))
+    assert found.own_cpu_s(0.0) == pytest.approx(sum(seconds for _, seconds, _ in jobs))
     ends = [job.end_s for job in over]
     assert ends == sorted(ends)
     for job in over:
         assert job.stretch >= 1 - 1e-9
     last_s = max(ends)
-    assert sum(seconds for _, seconds in jobs) <= cores * (last_s - jobs[0][0]) + 1e-6
-    alone_s = [began_s + seconds for began_s, seconds in jobs]
+    assert sum(seconds for _, seconds, _ in jobs) <= cores * (last_s - jobs[0][0]) + 1e-6
+    alone_s = [began_s + seconds for began_s, seconds, _ in jobs]
     if len(jobs) <= cores:
         assert sorted(ends) == sorted(alone_s)
 
