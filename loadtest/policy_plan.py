@@ -25,6 +25,9 @@ RATE_STEP, RATE_STEPS = 1.03, 32
 """What is sustained is looked for among so many rates, each 3 % below the one before."""
 SUSTAINED_SHARE, SUSTAINED_LIMIT_MS = 0.99, 500.0
 """Of the images that come at a rate that is sustained, so many are answered within this time."""
+FRONT_SHARE = 0.6
+"""Of the event loop's time for an image, until it is admitted; an assumption: nothing tells the two apart from
+outside."""
 _BASE_SHARES = np.linspace(0.0, 0.95, 20)
 
 
@@ -33,13 +36,19 @@ class Capacity:
     """What the machine bears.
 
     images_per_s  C0: arrivals of an open loop that the narrowest width sustains. overhead_ms: worker time per image
-                  beyond the latency table. look_ms: and more than that where the gate is asked and a body follows.
+                  beyond the latency table, the event loop and the generator. look_ms: and more than that where the
+                  gate is asked and a body follows.
+    front_ms      of the event loop for each image until it is admitted; back_ms: and for its answer. client_ms: of the
+                  generator for each image. All 0 in files from before they were measured: overhead_ms holds them.
     """
 
     images_per_s: float
     workers: int
     overhead_ms: float
     look_ms: float
+    front_ms: float = 0.0
+    back_ms: float = 0.0
+    client_ms: float = 0.0
 
     @property
     def tau0_ms(self) -> float:
@@ -48,6 +57,16 @@ class Capacity:
     def slo_ms(self, cv2: int) -> float:
         """To a tenth of a millisecond, as it is sent."""
         return round(TAUS[cv2] * self.tau0_ms, 1)
+
+    @property
+    def loop_ms(self) -> float:
+        return self.front_ms + self.back_ms
+
+    def twin_flags(self) -> dict[str, str]:
+        """Of ``slicewise simulate``: the machine in the offline twin."""
+        costs = ("overhead_ms", "look_ms", "front_ms", "back_ms", "client_ms")
+        flags = {f"--{name.replace('_', '-')}": f"{getattr(self, name):.3f}" for name in costs}
+        return {"--workers": str(self.workers), **flags, "--cores": str(self.workers)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +103,33 @@ def draw(cv2: int, base: float, capacity_per_s: float, duration_s: float, seed: 
     return bursty(rate, base * rate, cv2, duration_s, np.random.default_rng(seed))
 
 
-def overhead_ms(capacity_per_s: float, workers: int, timings: Iterable[dict[str, Any]]) -> float:
-    """Worker milliseconds per image at saturation beyond the table's fastest batches of trunk and narrowest body."""
+def capacity(
+    images_per_s: float, workers: int, timings: Iterable[dict[str, Any]], look_ms: float, loop_ms: float,
+    client_ms: float,
+) -> Capacity:  # fmt: skip
+    """What a machine of as many cores as workers bears, with what was measured at C0 per image.
+
+    The loop is one thread: it takes no longer for an image than there is between two at C0. What is left of the time
+    of all cores is worker time, so that in the twin they are all busy at C0, too.
+    """
+    loop_ms = min(loop_ms, 1e3 / images_per_s)
+    rest_ms = overhead_ms(images_per_s, workers, timings, loop_ms + client_ms)
+    front_ms = FRONT_SHARE * loop_ms
+    return Capacity(images_per_s, workers, rest_ms, look_ms, front_ms, loop_ms - front_ms, client_ms)
+
+
+def overhead_ms(
+    capacity_per_s: float, workers: int, timings: Iterable[dict[str, Any]], other_ms: float = 0.0
+) -> float:  # fmt: skip
+    """Worker milliseconds per image at saturation beyond the table's fastest batches of trunk and narrowest body.
+
+    other_ms  that other threads on the same cores take for an image.
+    """
     best_s: dict[object, float] = {}
     for timing in timings:
         width, per_image_s = timing["width"], timing["p50_s"] / timing["batch"]
         best_s[width] = min(per_image_s, best_s.get(width, per_image_s))
-    return max(0.0, (workers / capacity_per_s - best_s[None] - best_s[0]) * 1e3)
+    return max(0.0, (workers / capacity_per_s - best_s[None] - best_s[0]) * 1e3 - other_ms)
 
 
 def look_ms(capacity_per_s: float, looked_per_s: float, workers: int) -> float:

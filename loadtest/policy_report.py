@@ -48,10 +48,21 @@ def _setting(capacity: Capacity, duration_s: float) -> list[str]:
         f"machine: {capacity.images_per_s:.1f} images/s. tau0 = {capacity.workers} workers / C0 = "
         f"{capacity.tau0_ms:.2f} ms. Traces of {duration_s:g} s at a mean of {MEAN_SHARE:g} C0, peaks over "
         f"{PEAK_WINDOW_S:g} s nearest to {PEAK_SHARE:g} C0. Every request has a Latency-Budget: {slos}. The twin "
-        f"charges {capacity.overhead_ms:.2f} ms of worker time to every image beside the latency table, the difference "
-        f"between tau0 and the table, and {capacity.look_ms:.2f} ms more where a body follows the gate: what slice 1 "
+        f"charges {capacity.overhead_ms:.2f} ms of worker time to every image beside the latency table, "
+        f"{_beside(capacity)}, and {capacity.look_ms:.2f} ms more where a body follows the gate: what slice 1 "
         "takes more when it is asked and budgets allow nothing else than when nobody asks, measured in the same way.",
     ]
+
+
+def _beside(capacity: Capacity) -> str:
+    """Where the rest of tau0 goes."""
+    if not capacity.loop_ms:
+        return "the difference between tau0 and the table"
+    return (
+        f"{capacity.loop_ms:.2f} ms to the event loop ({capacity.front_ms:.2f} ms until it is admitted, "
+        f"{capacity.back_ms:.2f} ms for its answer; that split is assumed) and {capacity.client_ms:.2f} ms to the "
+        f"generator, as measured at C0, on {capacity.workers} cores for all; worker time is what that leaves of tau0"
+    )
 
 
 def _means(outcomes: Sequence[Outcome]) -> list[str]:

@@ -12,11 +12,13 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loadtest.account_readings import read_process
 from loadtest.arms import BenchError, HttpArm, Window
 from loadtest.comparisons import Network, script, slicewise_server
 from loadtest.machine import describe, usable_cores
@@ -32,12 +34,12 @@ from loadtest.policy_plan import (
     base_share,
     draw,
     look_ms,
-    overhead_ms,
     parse_trace_name,
     slice_1_alone,
     sustained,
     trace_name,
 )
+from loadtest.policy_plan import capacity as capacity_of
 from loadtest.policy_report import markdown
 from loadtest.provenance import shown_command
 from loadtest.run_report import RunRecord
@@ -48,6 +50,7 @@ from loadtest.victim import Victim
 
 CAPACITY, REPORT = "capacity.json", "report.md"
 SATURATING_CLIENTS, PROBE_S = 32, 8.0
+NARROWEST = "fixed:0"
 
 
 def configure_policies(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +110,7 @@ def server_spec(a: argparse.Namespace, policy: str) -> ServerSpec:
 
 
 def _capacity(a: argparse.Namespace) -> Capacity:
-    """C0, the sustained rate of the narrowest width through HTTP with the generator running, and what HTTP costs.
+    """C0, the sustained rate of the narrowest width through HTTP with the generator running, and what images cost.
 
     The cost of asking is what slice 1 takes more when budgets overrule the gate than when nobody asks it: behind
     slice 0 there may be no second batch.
@@ -115,16 +118,17 @@ def _capacity(a: argparse.Namespace) -> Capacity:
     kept = a.out / CAPACITY
     if not kept.exists():
         work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
-        rate, unasked = (_sustained(a, work, policy) for policy in ("fixed:0", "fixed:1"))
+        rate, unasked = (_sustained(a, work, policy) for policy in (NARROWEST, "fixed:1"))
         looked = _sustained(a, work, "gate", *slice_1_alone(_slices(a, work)))
         profile, cores = work / "profile.json", usable_cores()
         call("slicewise", "profile", *where(a), "--json-out", str(profile))
         (measured,) = json.loads(profile.read_bytes())
-        overhead = overhead_ms(rate, cores, measured["timings"])
-        found = Capacity(rate, cores, overhead, look_ms(unasked, looked, cores))
+        asking_ms = look_ms(unasked, looked, cores)
+        found = capacity_of(rate, cores, measured["timings"], asking_ms, *_around_batches(a, work, rate))
         kept.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
         at_1 = f"at slice 1 {unasked:.1f} images/s, asked {looked:.1f}"
-        say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms; {at_1}")
+        around = f"event loop {found.loop_ms:.3f} ms, generator {found.client_ms:.3f} ms"
+        say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms, {around}; {at_1}")
     return Capacity(**json.loads(kept.read_bytes()))
 
 
@@ -138,18 +142,15 @@ def _slices(a: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
 def _sustained(a: argparse.Namespace, work: Path, policy: str, *budgets: str) -> float:
     """Of Poisson arrivals, with the generator that runs the traces; not above what saturating clients get."""
     spec = server_spec(a, policy)
-    mixes = [Mix.parse(text) for text in (f"Latency-Budget={SUSTAINED_LIMIT_MS:g}ms", *budgets)]
+    mixes = _probe_mixes(*budgets)
     arm = HttpArm("capacity", spec, "/v1/classify", a.images, SATURATING_CLIENTS, mix=budgets[0] if budgets else "")
     with Fleet(work) as fleet:
         most = arm.measure(fleet, Window(3.0, 10.0)).images_per_s
     with Server(spec, work / "server.log") as server:
 
         def holds(rate_per_s: float) -> bool:
-            trace, out = work / f"{policy[:4]}-{rate_per_s:.1f}.csv", work / f"{policy[:4]}-{rate_per_s:.1f}"
-            arrivals = poisson(rate_per_s, PROBE_S, np.random.default_rng(0))
-            origin = Origin("poisson", {"rate_per_s": rate_per_s}, PROBE_S, 0, a.image_count, tuple(map(str, mixes)))
-            write_trace(fill(arrivals, a.image_count, mixes, 0), trace, origin)
-            attainment = _run(a, server.url, trace, policy, out).attainment
+            trace, out = _poisson(a, work, f"{policy[:4]}-{rate_per_s:.1f}", rate_per_s, mixes)
+            attainment = _run(a, server.url, trace, policy, out).figures.attainment
             say(f"{policy}, {rate_per_s:.1f} images/s: {attainment or 0:.4f} within {SUSTAINED_LIMIT_MS:g} ms")
             return (attainment or 0.0) >= SUSTAINED_SHARE
 
@@ -159,12 +160,43 @@ def _sustained(a: argparse.Namespace, work: Path, policy: str, *budgets: str) ->
     return rate
 
 
-def _run(a: argparse.Namespace, url: str, trace: Path, label: str, out: Path, *flags: str) -> Figures:
+def _around_batches(a: argparse.Namespace, work: Path, rate_per_s: float) -> tuple[float, float]:
+    """CPU milliseconds per image, at this rate of the narrowest width, of the event loop and of the generator.
+
+    uvicorn's event loop runs in the first thread of its process; before the run it has hardly done anything.
+    """
+    with Server(server_spec(a, NARROWEST), work / "around.log") as server:
+        trace, out = _poisson(a, work, "around", rate_per_s, _probe_mixes())
+        before_s = _loop_cpu_s(server)
+        record = _run(a, server.url, trace, "around", out)
+        loop_s = _loop_cpu_s(server) - before_s
+    return loop_s / record.trace.requests * 1e3, record.generator.cpu_ms_per_request
+
+
+def _loop_cpu_s(server: Server) -> float:
+    return read_process(server.pid).threads[server.pid].cpu_s
+
+
+def _probe_mixes(*budgets: str) -> list[Mix]:
+    """Of requests that probe what is sustained."""
+    return [Mix.parse(text) for text in (f"Latency-Budget={SUSTAINED_LIMIT_MS:g}ms", *budgets)]
+
+
+def _poisson(a: argparse.Namespace, work: Path, name: str, rate_per_s: float, mixes: list[Mix]) -> tuple[Path, Path]:
+    """A new trace, and where its run goes."""
+    trace = work / f"{name}.csv"
+    origin = Origin("poisson", {"rate_per_s": rate_per_s}, PROBE_S, 0, a.image_count, tuple(map(str, mixes)))
+    arrivals = poisson(rate_per_s, PROBE_S, np.random.default_rng(0))
+    write_trace(fill(arrivals, a.image_count, mixes, 0), trace, origin)
+    return trace, work / name
+
+
+def _run(a: argparse.Namespace, url: str, trace: Path, label: str, out: Path, *flags: str) -> RunRecord:
     call(
         "slicewise-load", "run", "--url", f"{url}/v1/classify", "--trace", str(trace), "--images", str(a.images),
         "--label", label, "--out", str(out), *flags,
     )  # fmt: skip
-    return RunRecord.load(out / "results.json").figures
+    return RunRecord.load(out / "results.json")
 
 
 def served(a: argparse.Namespace, policy: str, trace: Path, out: Path, *flags: str) -> Figures:
@@ -173,7 +205,7 @@ def served(a: argparse.Namespace, policy: str, trace: Path, out: Path, *flags: s
         return RunRecord.load(out / "results.json").figures
     log = Path(tempfile.mkdtemp(prefix="slicewise-load-")) / "server.log"
     with Server(server_spec(a, policy), log) as server:
-        found = _run(a, server.url, trace, policy, out, *flags)
+        found = _run(a, server.url, trace, policy, out, *flags).figures
     say(f"live {out.name}")
     return found
 
@@ -216,8 +248,7 @@ def _twin(a: argparse.Namespace, capacity: Capacity) -> tuple[list[Outcome], Seq
         call(
             "slicewise", "simulate", *where(a), "--operating-point", str(a.operating_point), "--trace", traces,
             "--evaluation", str(a.evaluation), "--policies", a.twin, "--against", "slackfit",
-            "--workers", str(capacity.workers), "--overhead-ms", f"{capacity.overhead_ms:.3f}",
-            "--look-ms", f"{capacity.look_ms:.3f}", "--out", str(out),
+            *chain(*capacity.twin_flags().items()), "--out", str(out),
         )  # fmt: skip
     found = json.loads((out / "simulation.json").read_bytes())
     fixed = {str(run["policy"]) for run in found["runs"] if str(run["policy"]).startswith("fixed:")}

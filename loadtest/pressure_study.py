@@ -112,8 +112,7 @@ def _twin(a: argparse.Namespace, capacity: Capacity) -> None:
     if not (out / "simulation.json").exists():
         flags = {
             "--trace": a.out / "traces" / "budgets.csv", "--evaluation": a.evaluation, "--policies": POLICY,
-            "--workers": capacity.workers, "--overhead-ms": f"{capacity.overhead_ms:.3f}",
-            "--look-ms": f"{capacity.look_ms:.3f}", "--events": "true", "--out": out,
+            **capacity.twin_flags(), "--events": "true", "--out": out,
         }  # fmt: skip
         call("slicewise", "simulate", *where(a), *serve_flags(a, POLICY), *map(str, chain(*flags.items())))
 

@@ -1,4 +1,10 @@
 import json
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +21,7 @@ from loadtest.policy_plan import (
     Capacity,
     Outcome,
     base_share,
+    capacity,
     draw,
     look_ms,
     means,
@@ -50,6 +57,71 @@ def test_the_overhead_is_what_the_table_does_not_explain():
     ]
     assert overhead_ms(400.0, 2, timings) == pytest.approx(5.0 - 1.0 - 1.0)
     assert overhead_ms(4000.0, 2, timings) == 0.0
+
+
+class NoServer:
+    url = "http://127.0.0.1:1"
+
+    def __init__(self, *_): ...
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_): ...
+
+
+TIMINGS = [{"width": width, "batch": 1, "p50_s": seconds} for width, seconds in ((None, 0.001), (0, 0.0005))]
+
+
+def test_what_the_loop_and_the_generator_take_is_no_workers_time():
+    found = capacity(500.0, 2, TIMINGS, 0.25, loop_ms=1.0, client_ms=0.4)
+    assert found == Capacity(500.0, 2, pytest.approx(4.0 - 1.5 - 1.4), 0.25, 0.6, pytest.approx(0.4), 0.4)
+    assert found.loop_ms == pytest.approx(1.0)
+    assert capacity(500.0, 2, TIMINGS, 0.25, 0.0, 0.0).overhead_ms == overhead_ms(500.0, 2, TIMINGS)
+
+
+def test_the_loop_takes_no_longer_than_the_rate_allows():
+    found = capacity(500.0, 2, TIMINGS, 0.0, loop_ms=2.3, client_ms=1.0)
+    assert (found.loop_ms, found.overhead_ms) == (pytest.approx(2.0), 0.0)
+
+
+def test_the_twin_is_told_of_every_cost():
+    flags = replace(CAPACITY, front_ms=0.36, back_ms=0.24, client_ms=0.3).twin_flags()
+    assert flags == {
+        "--workers": "2", "--overhead-ms": "1.500", "--look-ms": "0.250", "--front-ms": "0.360", "--back-ms": "0.240",
+        "--client-ms": "0.300", "--cores": "2",
+    }  # fmt: skip
+
+
+def test_costs_around_batches_are_read_at_both_ends_of_a_run(monkeypatch, tmp_path):
+    """No server: one image takes the loop 0.7 ms and the generator 0.3."""
+    readings = iter([5.0, 5.7])
+    record = SimpleNamespace(trace=SimpleNamespace(requests=1000), generator=SimpleNamespace(cpu_ms_per_request=0.3))
+    spec = SimpleNamespace(image_count=10, operating_point=0, model="m", images=Path("some.zip"), repository=None)
+    monkeypatch.setattr(policy_study, "Server", NoServer)
+    monkeypatch.setattr(policy_study, "_loop_cpu_s", lambda _: next(readings))
+    monkeypatch.setattr(policy_study, "_run", lambda *_: record)
+    assert policy_study._around_batches(spec, tmp_path, 100.0) == (pytest.approx(0.7), 0.3)
+    assert len((tmp_path / "around.csv").read_text().splitlines()) == pytest.approx(800, rel=0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps the time of threads")
+def test_the_loop_is_the_first_thread_of_its_process():
+    """Here: of this one, in which another thread is busy."""
+    own = SimpleNamespace(pid=os.getpid())
+    before_s = policy_study._loop_cpu_s(own)
+    other = threading.Thread(target=_busy)
+    other.start()
+    other.join()
+    other_s = policy_study._loop_cpu_s(own) - before_s
+    _busy()
+    assert policy_study._loop_cpu_s(own) - before_s - other_s > 0.05 > other_s
+
+
+def _busy():
+    until_s = time.thread_time() + 0.1
+    while time.thread_time() < until_s:
+        pass
 
 
 def test_asking_costs_what_fewer_images_are_sustained():
@@ -108,6 +180,14 @@ def test_the_report_judges_the_bound_and_the_widest(ours, widest, verdicts):
     assert "| gate_slack | +1.00 [+0.00, +2.00] | - |" in text
     assert "| 8 | gate_slack | +0.0000 | +1.00 |" in text
     assert "80 ms (20 tau0) at CV2 8" in text
+    assert "1.50 ms of worker time to every image beside the latency table, the difference between tau0 and" in text
+
+
+def test_the_report_says_what_is_no_workers_time():
+    measured = replace(CAPACITY, front_ms=0.36, back_ms=0.24, client_ms=0.3)
+    text = markdown(measured, outcomes(0.9, 0.8), outcomes(0.9, 0.8), [], describe(), 20.0)
+    assert "0.60 ms to the event loop (0.36 ms until it is admitted, 0.24 ms for its answer" in text
+    assert "0.30 ms to the generator" in text
 
 
 @pytest.fixture
@@ -117,6 +197,11 @@ def faked(monkeypatch, tmp_path):
 
     def call(command, *arguments):
         said.append((command, arguments[0]))
+        if arguments[0] == "simulate":  # what an older capacity.json does not have costs nothing
+            assert [arguments[arguments.index(flag) + 1] for flag in ("--overhead-ms", "--front-ms")] == [
+                "1.000",
+                "0.000",
+            ]
         out = arguments[arguments.index("--out") + 1] if "--out" in arguments else None
         if arguments[0] == "simulate":
             traces = arguments[arguments.index("--trace") + 1].split(",")
@@ -134,16 +219,6 @@ def faked(monkeypatch, tmp_path):
             folder = tmp_path / "out" / "live" / out.rsplit("/", 1)[-1]
             folder.mkdir()
             (folder / "results.json").write_text("{}")
-
-    class NoServer:
-        url = "http://127.0.0.1:1"
-
-        def __init__(self, *_): ...
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_): ...
 
     figures = SimpleNamespace(attainment=0.95, top1=0.85, late_sends=3)
     monkeypatch.setattr(policy_study, "call", call)

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -110,6 +111,7 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path):
 
     def call(command, what, *flags):
         said.append(what)
+        assert {"--overhead-ms": "1.000", "--back-ms": "0.240", "--cores": "2"}.items() <= dict(pairwise(flags)).items()
         out = tmp_path / "out" / "twin"
         out.mkdir()
         (out / "simulation.json").write_text("{}")
@@ -124,7 +126,7 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path):
     said_before = {"waiting": 10, "workers": 1, "us_per_image": {"gate": 1.0}}
     (tmp_path / "out" / "scheduler.json").write_text(json.dumps(said_before))
     (tmp_path / "capacity.json").write_text(
-        json.dumps({"images_per_s": 500.0, "workers": 2, "overhead_ms": 1.0, "look_ms": 0.5})
+        json.dumps({"images_per_s": 500.0, "workers": 2, "overhead_ms": 1.0, "look_ms": 0.5, "back_ms": 0.24})
     )
     arguments = ["pressure", "--images", "some.zip", "--image-count", "20", "--evaluation", "eval.json", "--repeats",
                  "2", "--capacity", str(tmp_path), "--out", str(tmp_path / "out")]  # fmt: skip
