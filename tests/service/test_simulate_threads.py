@@ -20,6 +20,14 @@ WHOLE = Window(0, WIDTHS - 1)
 LOOKS = [look(2, (2, 0)), look(1), look(0)]
 
 
+class Noting(Scheduler):
+    """Keeps how long images have waited for the loop."""
+
+    def begun(self, now_s, waited_s):
+        self.waits = [*getattr(self, "waits", []), (now_s, waited_s)]
+        super().begun(now_s, waited_s)
+
+
 class Replay:
     """One replay, with what was learnt in it. ``facts``: of the table, then of the machine."""
 
@@ -28,11 +36,12 @@ class Replay:
         self.process = Overhead()
         self.times = LiveTimes(self.machine.times, self.process if self.machine.plans_count_loop else None)
         has_exit = self.machine.has_exit
-        scheduler = Scheduler(policy_named(policy, (0, 1, 2), self.times), self.times, workers, has_exit=has_exit)
+        scheduler = Noting(policy_named(policy, (0, 1, 2), self.times), self.times, workers, has_exit=has_exit)
         self.served = Run(scheduler, self.machine, LOOKS, self.process).replay(arrivals)
         self.ends = [end.finish_s for end in self.served]
         self.outcomes = [end.outcome for end in self.served]
         assert len(scheduler) == 0
+        self.waits = getattr(scheduler, "waits", [])
 
 
 def at(*instants, latency_s=math.inf, image=0):
@@ -125,6 +134,27 @@ def test_the_loop_counts_as_overhead_where_it_lives_on_the_workers_cores():
     assert found.times.costs().trunk_s == pytest.approx(0.0035, rel=0.02)
     spare = Replay(arrivals, facts=facts, workers=2, front_s=0.001, back_s=0.0005, cores=3)
     assert spare.times.costs().trunk_s == pytest.approx(0.002, rel=0.01)
+
+
+def test_the_scheduler_is_told_how_long_images_waited_for_the_loop():
+    instants, waits = zip(*Replay(at(0.0, 0.0), workers=2, front_s=0.5, client_s=0.2).waits, strict=True)
+    assert instants == pytest.approx((0.1, 0.6))
+    assert waits == pytest.approx((0.0, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "policy", "overhead_s"),
+    [
+        ([Arrival(n / 100, 0, WHOLE, (math.inf, 1e-4)[n % 2]) for n in range(600)], "fixed:0", 0.00125),
+        ([Arrival(n / 100, 2, WHOLE) for n in range(600)], "gate", 0.0015),
+    ],
+    ids=["half are refused", "an exit answers"],
+)
+def test_overhead_is_shared_by_all_who_leave(arrivals, policy, overhead_s):
+    facts = {"trunk_s": 0.002, "bodies_s": (0.002, 0.003, 0.004), "batch": 1}
+    has_exit = policy == "gate"
+    found = Replay(arrivals, policy, 2, facts, front_s=0.001, back_s=0.0005, cores=2, has_exit=has_exit)
+    assert found.process.per_image_s(5.99) == pytest.approx(overhead_s, rel=0.02)
 
 
 def test_a_saturated_machine_does_what_its_cores_can():

@@ -12,6 +12,7 @@ from models.checkpoint import load, save
 from service.cli import main
 from service.engine.measure import Timing
 from service.hosting import build_engine
+from service.latency import LiveTimes
 from service.profiling import Profile, ProfileKey, keep_profile
 from service.simulator import SimulateSettings, Simulation
 
@@ -152,6 +153,22 @@ def test_on_a_cpu_a_batch_is_ready_where_the_loop_takes_time(flags, root, tmp_pa
         for loop in (0, 1)
     }
     assert ahead == {(0, 0): 0, (0, 1): 0, (1, 0): 0, (1, 1): 1}
+
+
+@pytest.mark.parametrize(("cores", "counts"), [("2", True), ("3", False)])
+def test_plans_count_the_loop_where_workers_have_every_core(monkeypatch, flags, cores, counts):
+    made = []
+
+    class Noting(LiveTimes):
+        def __init__(self, table, overhead=None):
+            made.append(overhead)
+            super().__init__(table, overhead)
+
+    simulation = Simulation(settings(*flags("--front-ms", "1", "--workers", "2", "--cores", cores)))
+    monkeypatch.setattr("service.simulator.LiveTimes", Noting)
+    replays = list(simulation.run())
+    assert [overhead is not None for overhead in made] == [counts] * len(replays)
+    assert len({id(overhead) for overhead in made if overhead}) == counts * len(replays)
 
 
 def settings(*flags):
