@@ -20,18 +20,15 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.latency import Costs, Delay
 from service.request import Window
-
-F64 = NDArray[np.float64]
+from service.sums import F64, Few, Many, Sums, lowest
 
 HEADROOM, EXIT_HEADROOM = 0.15, 0.3
 """Share of the workers' time until images are due that prices plan; what is kept back meets clumps of requests. More
@@ -39,6 +36,8 @@ with an early exit, which answers where a body would be late (docs/adr/0015)."""
 FEW_IMAGES = 40
 """Up to here plain Python is faster than numpy."""
 STALE_SHARE = 16
+LAZY_IMAGES = STALE_SHARE - 1
+"""Plans of fewer images are made anew at every change, so what they are not asked need not be summed."""
 STALE_S, STALE_S_PER_IMAGE = 0.02, 5e-5
 RATE_MEMORY_S, RATE_MEMORY_IMAGES = 1.0, 50
 """Of the arrival rate, the longer of both: longer than a clump of requests, shorter than a spike in traffic."""
@@ -57,6 +56,7 @@ class _Plan:
     first_free_s, free_sum_s: when workers are done with what they have, the first of them and the sum over all.
     price    the lowest that is feasible.
     is_calm  what waits is so little, even at no price, that it does not matter how much comes.
+    sums     what the next three are to be made of, None once they are there.
     due_s    of every image that waits, ascending; used_s: work due no later, at the top price.
     room_s   worker seconds that may come before this image without making it or one behind it late.
     added_*  what has come since, in the order in which it is due; added_sum_s: all of it.
@@ -67,6 +67,7 @@ class _Plan:
     free_sum_s: float = 0.0
     price: int = 0
     is_calm: bool = True
+    sums: Sums | None = None
     due_s: Sequence[float] = ()
     used_s: Sequence[float] = ()
     room_s: Sequence[float] = ()
@@ -74,88 +75,6 @@ class _Plan:
     added_due_s: list[float] = field(default_factory=list)
     added_s: list[float] = field(default_factory=list)
     added_sum_s: float = 0.0
-
-
-class _Sums(Protocol):
-    """The images that wait, in the order in which they are due, against what workers can do until then."""
-
-    def load(self, price: int, first_s: float = 0.0) -> float:
-        """The share of the workers' time that would have to be spent at this price for all to be in time.
-
-        first_s  worker seconds that go before.
-        """
-
-    def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
-        """At the top price: ``used_s`` and ``room_s`` of a plan."""
-
-
-class _Few:
-    """In plain Python.
-
-    costs       worker seconds of every image at a price; the last price is the top one.
-    capacity_s  what workers can do until each is due.
-    """
-
-    def __init__(
-        self, costs: Callable[[int], list[float]], capacity_s: list[float], is_hard: list[bool], workers: int
-    ) -> None:
-        self._costs, self._capacity_s, self._is_hard, self._workers = costs, capacity_s, is_hard, workers
-
-    def load(self, price: int, first_s: float = 0.0) -> float:
-        used_s, load, others, workers = first_s, 0.0, (self._workers - 1) / 2, self._workers
-        for cost_s, capacity_s in zip(self._costs(price), self._capacity_s, strict=True):
-            used_s += cost_s
-            need_s = max(used_s + others * cost_s, workers * cost_s)
-            load = max(load, need_s / capacity_s if capacity_s else math.inf)
-        return load
-
-    def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
-        cost_s = self._costs(-1)
-        used_s = list(accumulate(cost_s))
-        others, workers, least_s, room_s = (self._workers - 1) / 2, self._workers, math.inf, []
-        for at in range(len(cost_s) - 1, -1, -1):
-            if self._is_hard[at]:
-                need_s = max(used_s[at] + others * cost_s[at], workers * cost_s[at])
-                least_s = min(least_s, self._capacity_s[at] - need_s)
-            room_s.append(least_s)
-        return used_s, room_s[::-1]
-
-
-class _Many:
-    """With numpy; everything as in ``_Few``."""
-
-    def __init__(
-        self, costs: Callable[[int], F64], capacity_N: F64, is_hard_N: NDArray[np.bool_], workers: int
-    ) -> None:
-        self._costs, self._capacity_N, self._is_hard_N, self._workers = costs, capacity_N, is_hard_N, workers
-
-    def load(self, price: int, first_s: float = 0.0) -> float:
-        cost_N = self._costs(price)
-        used_N = np.cumsum(np.append(first_s, cost_N))[1:]
-        with np.errstate(divide="ignore", over="ignore"):  # no time, or next to none, is a load without end
-            return float((self._need(used_N, cost_N) / self._capacity_N).max())
-
-    def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
-        cost_N = self._costs(-1)
-        used_N = np.cumsum(cost_N)
-        room_N = np.where(self._is_hard_N, self._capacity_N - self._need(used_N, cost_N), math.inf)
-        room_N = np.minimum.accumulate(room_N[::-1])[::-1]
-        return array("d", used_N.tobytes()), array("d", room_N.tobytes())
-
-    def _need(self, used_N: F64, cost_N: F64) -> F64:
-        return np.maximum(used_N + (self._workers - 1) / 2 * cost_N, self._workers * cost_N)
-
-
-def _lowest(top: int, guess: int, fits: Callable[[int], bool]) -> int:
-    """The lowest price from 1 on that fits, given that no image takes longer at a higher one; ``top`` is not asked.
-
-    guess  what it was a moment ago: then it is asked of two prices instead of five.
-    """
-    if guess < top and not fits(guess):
-        return bisect_left(range(top), True, lo=guess + 1, key=fits)
-    if guess == 1 or not fits(guess - 1):
-        return guess
-    return bisect_left(range(guess - 1), True, lo=1, key=fits)
 
 
 class Backlog:
@@ -170,10 +89,12 @@ class Backlog:
               look_P: what asking costs more.
     door      how long requests wait before anybody looks at them.
     headroom  share of the workers' time that prices may plan; the rest meets what nobody foresaw.
+    is_priced  whether ``price`` will be asked: it takes most of what a plan takes.
     """
 
-    def __init__(self, costs: Costs, prices: int, workers: int, headroom: float) -> None:
+    def __init__(self, costs: Costs, prices: int, workers: int, headroom: float, *, is_priced: bool = True) -> None:
         self.costs, self._prices, self._workers, self._headroom = costs, prices, workers, headroom
+        self._is_priced = is_priced
         self.unasked: Sequence[int | None] = (*(None,) * (prices - 1), 0)
         self.look_P: Sequence[float] = (0.0,) * prices
         self._due_s, self._hard, self._seen, self._needs_trunk = array("d"), bytearray(), bytearray(), bytearray()
@@ -254,9 +175,14 @@ class Backlog:
         plan = self._current_plan(now_s, busy_until_s)
         if plan.is_calm:
             return plan.price
-        rate, trunk_s, workers = self.rate(now_s), self.costs.trunk_s, self._workers
-        lasting = (p for p in range(self._prices) if rate * (trunk_s + sum(self._unseen_s(p))) <= workers)
-        return max(plan.price, next(lasting, self._prices - 1))
+        rate, trunk_s, workers, top = self.rate(now_s), self.costs.trunk_s, self._workers, self._prices - 1
+
+        def lasts(price: int) -> bool:
+            return rate * (trunk_s + sum(self._unseen_s(price))) <= workers
+
+        if plan.price == top or lasts(plan.price):
+            return plan.price  # whatever lasts below it
+        return max(plan.price, next(filter(lasts, range(top)), top))
 
     def is_ample(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> bool:
         """Whether one worker alone could do all that waits, and one image more, before the first of it is due.
@@ -268,7 +194,7 @@ class Backlog:
 
     def finish_s(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> float:
         """When an image that is due then and comes now would be finished, everything at its narrowest width."""
-        plan = self._current_plan(now_s, busy_until_s)
+        plan = self._full_plan(now_s, busy_until_s)
         return self._finish_s(plan, bisect_right(plan.due_s, due_s), due_s, self._own_s(lo))
 
     def missing(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> tuple[float, float]:
@@ -276,7 +202,7 @@ class Backlog:
 
         Worker seconds of work that would have to go, 0 or less when there is room; and by when that work is due.
         """
-        plan, own_s = self._current_plan(now_s, busy_until_s), self._own_s(lo)
+        plan, own_s = self._full_plan(now_s, busy_until_s), self._own_s(lo)
         if plan.first_free_s + own_s > due_s:
             return math.inf, due_s  # late even alone
         at = bisect_right(plan.due_s, due_s)
@@ -309,53 +235,80 @@ class Backlog:
         width = self.unasked[price]
         return (self._typical_P[price], self.look_P[price]) if width is None else (self.costs.body_s[width], 0.0)
 
+    def renew(self, costs: Costs, unasked: Sequence[int | None], look_P: Sequence[float]) -> None:
+        """Better estimates; a plan keeps those that it was made with."""
+        if not self._plan.changes:  # else it is used no more, or was completed when it was made
+            self._complete(self._plan)
+        self.costs, self.unasked, self.look_P = costs, unasked, look_P
+
     def _own_s(self, lo: int) -> float:
         return self.costs.trunk_s + self.costs.body_s[lo]
 
     def _current_plan(self, now_s: float, busy_until_s: Sequence[float]) -> _Plan:
         plan = self._plan
-        images = len(self)
+        images = len(self._slots)
         if plan.changes * STALE_SHARE > images or now_s - plan.made_s > STALE_S + STALE_S_PER_IMAGE * images:
             self._plan = plan = self._make_plan(now_s, busy_until_s)
+            if images >= LAZY_IMAGES:
+                self._complete(plan)
         return plan
 
+    def _full_plan(self, now_s: float, busy_until_s: Sequence[float]) -> _Plan:
+        plan = self._current_plan(now_s, busy_until_s)
+        self._complete(plan)
+        return plan
+
+    def _complete(self, plan: _Plan) -> None:
+        """Sum up what a plan was not asked yet; nothing may have changed since it was made."""
+        if plan.sums is not None:
+            plan.due_s, (plan.used_s, plan.room_s), plan.sums = self._slots_due_s[:], plan.sums.narrowest(), None
+
     def _make_plan(self, now_s: float, busy_until_s: Sequence[float]) -> _Plan:
-        free_s = [max(now_s, busy_s) for busy_s in busy_until_s]
+        free_s = [busy_s if busy_s > now_s else now_s for busy_s in busy_until_s]
         free_s += [now_s] * (self._workers - len(free_s))
-        busy_s = sorted(free - now_s for free in free_s)
-        sums: _Sums = (self._few if len(self) <= FEW_IMAGES else self._many)(now_s, busy_s)
+        first_free_s, free_sum_s = min(free_s), sum(free_s)
+        if not self._slots:
+            return _Plan(now_s, first_free_s, free_sum_s)
+        busy_s = sorted([free - now_s for free in free_s])
+        sums: Sums = (self._few if len(self._slots) <= FEW_IMAGES else self._many)(now_s, busy_s)
+        price, is_calm = self._priced(sums, now_s) if self._is_priced else (0, True)
+        return _Plan(now_s, first_free_s, free_sum_s, price, is_calm, sums)
+
+    def _priced(self, sums: Sums, now_s: float) -> tuple[int, bool]:
+        """The lowest price that is feasible, and whether what waits is too little to look at what comes."""
         door_s = self.rate(now_s) * self.door.expected_s(now_s) * self._own_s(0)  # so many have come unseen (Little)
         share, load, price = self._headroom * (1 + ROUNDING_SHARE), sums.load(0, door_s), 0
         if load > share:
-            price = _lowest(self._prices - 1, max(1, self._plan.price), lambda price: sums.load(price, door_s) <= share)
-        calm = load <= CALM_SHARE * share
-        return _Plan(now_s, min(free_s), sum(free_s), price, calm, self._slots_due_s[:], *sums.narrowest())
+            price = lowest(self._prices - 1, max(1, self._plan.price), lambda price: sums.load(price, door_s) <= share)
+        return price, load <= CALM_SHARE * share
 
-    def _few(self, now_s: float, busy_s: list[float]) -> _Few:
+    def _few(self, now_s: float, busy_s: list[float]) -> Few:
         spent_s = [0.0, *accumulate(busy_s)]
         capacity_s = []
         for due_s in self._slots_due_s:
             left_s = due_s - now_s
             free = bisect_left(busy_s, left_s)  # workers, in time to do anything
             capacity_s.append(max(0.0, free * left_s - spent_s[free]))
-        return _Few(self._few_costs, capacity_s, [bool(self._hard[slot]) for slot in self._slots], self._workers)
+        return Few(self._few_costs, capacity_s, self._hard, self._slots, self._workers)
 
     def _few_costs(self, price: int) -> list[float]:
         """Worker seconds that each image still needs at a price."""
         trunk_s, body_s, (typical_s, look_s) = self.costs.trunk_s, self.costs.body_s, self._unseen_s(price)
-        column, costs_s = price % self._prices, []
+        seen, prices, costs_s = self._seen, self._prices, []
+        column = price % prices
         for slot in self._slots:
-            if self._seen[slot]:
-                cost_s = body_s[self._widths[slot * self._prices + column]]
+            if seen[slot]:
+                cost_s = body_s[self._widths[slot * prices + column]]
             else:
                 cost_s = min(max(typical_s, body_s[self._lo[slot]]), body_s[self._hi[slot]])
             costs_s.append(cost_s + trunk_s * self._needs_trunk[slot] + look_s * self._may_ask[slot])
         return costs_s
 
-    def _many(self, now_s: float, busy_s: list[float]) -> _Many:
+    def _many(self, now_s: float, busy_s: list[float]) -> Many:
         slots_N, left_N = np.array(self._slots, np.intp), np.array(self._slots_due_s) - now_s
-        free_N = np.searchsorted(busy_s, left_N)
-        capacity_N = np.maximum(0.0, free_N * left_N - np.array([0.0, *accumulate(busy_s)])[free_N])
+        begins = np.searchsorted(left_N, busy_s, side="right")  # the first image that each worker can do anything for
+        free_N = np.repeat(np.arange(self._workers + 1), np.diff(begins, prepend=0, append=len(left_N)))
+        capacity_N = np.maximum(0.0, free_N * left_N - np.array([0.0, *accumulate(busy_s)]).take(free_N))
         hard_N, seen_N, needs_trunk_N, may_ask_N, lo_N, hi_N = (
             np.frombuffer(book, np.uint8).take(slots_N)
             for book in (self._hard, self._seen, self._needs_trunk, self._may_ask, self._lo, self._hi)
@@ -371,7 +324,7 @@ class Backlog:
             cost_N: F64 = np.where(is_seen_N, body_L.take(width_N), typical_N) + trunk_N
             return cost_N + look_s * may_ask_N if look_s else cost_N
 
-        return _Many(costs, capacity_N, hard_N.astype(bool), self._workers)
+        return Many(costs, capacity_N, hard_N.astype(bool), self._workers)
 
     def _note(self, due_s: float, cost_s: float) -> None:
         """Count what was added since the plan was made."""

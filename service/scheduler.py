@@ -57,8 +57,8 @@ class Scheduler:
         self._policy, self._times, self._workers, self._has_exit = policy, times, workers, has_exit
         widths = len(times.table.widths)
         headroom = headroom or (EXIT_HEADROOM if has_exit else HEADROOM)
-        self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom)
-        self._backlog.unasked, self._backlog.look_P = policy.unasked, policy.look_P
+        self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom, is_priced=policy.is_priced)
+        self._backlog.renew(times.costs(), policy.unasked, policy.look_P)
         self._renewed_s = -math.inf
         self._trunk_images = times.table.best_batch(None)
         self._body_images = [times.table.best_batch(width) for width in range(widths)]
@@ -171,8 +171,7 @@ class Scheduler:
             self._renewed_s = now_s
             self._times.age(now_s)
             self._policy.renew(self._times)
-            self._backlog.costs = self._times.costs()
-            self._backlog.unasked, self._backlog.look_P = self._policy.unasked, self._policy.look_P
+            self._backlog.renew(self._times.costs(), self._policy.unasked, self._policy.look_P)
 
     def prune(self, now_s: float) -> Selection:
         """Drop every dead entry wherever it stands; called when the queue looks full."""

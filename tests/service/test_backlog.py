@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import service.backlog
-from service.backlog import Backlog
+import service.sums
+from service.backlog import LAZY_IMAGES, Backlog
 from service.latency import Costs
 from service.request import Window
 
@@ -89,7 +90,9 @@ def test_a_few_images_are_planned_as_many_would_be(images, workers, busy_s, head
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(service.backlog, "FEW_IMAGES", few_images)
             plans.append(b._make_plan(now_s, [now_s + busy for busy in busy_s[:workers]]))
+            b._complete(plans[-1])
     many, few = plans
+    assert len(few.due_s) == len(b)
     assert (few.price, few.is_calm) == (many.price, many.is_calm)
     for few_N, many_N in ((few.due_s, many.due_s), (few.used_s, many.used_s), (few.room_s, many.room_s)):
         assert list(few_N) == list(many_N)
@@ -129,6 +132,29 @@ def test_equal_due_times_are_planned_in_the_order_of_arrival(count):
     b.remove(slots.pop(0))
     slots.append(b.add(1000.0, True, WINDOW))  # in the slot that was left
     assert list(b._slots) == slots
+
+
+@given(mixed_images, st.integers(1, 3), st.floats(0, 60), st.booleans())
+def test_a_plan_says_the_same_whenever_it_is_summed_up(images, workers, due_s, is_priced):
+    """Also if estimates are renewed, which alone makes no new plan."""
+    answers = []
+    for lazy_images in (0, LAZY_IMAGES):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.backlog, "LAZY_IMAGES", lazy_images)
+            b, found = Backlog(COSTS, PRICES, workers, 1.0, is_priced=is_priced), []
+            for image_due_s, is_hard, window, widths, is_running, is_gone in images:
+                slot = b.add(image_due_s, is_hard, window)
+                if widths is not None:
+                    b.see(slot, sorted(widths, reverse=True))
+                elif is_running:
+                    b.begin(slot)
+                if is_gone:
+                    b.remove(slot)
+                b.price(0.0, [])
+                b.renew(Costs(COSTS.trunk_s + len(found), COSTS.body_s), b.unasked, b.look_P)
+                found.append((b.missing(0.0, due_s, 0, []), b.finish_s(0.0, due_s, 0, [])))
+            answers.append(found)
+    assert answers[0] == answers[1]
 
 
 def test_headroom_is_kept_back():
@@ -259,7 +285,7 @@ def test_the_lowest_price_is_found_whatever_it_was_before(lowest, guess):
         asked.append(price)
         return price >= lowest
 
-    assert service.backlog._lowest(19, guess, fits) == lowest
+    assert service.sums.lowest(19, guess, fits) == lowest
     assert len(asked) <= (2 if guess == lowest else 7)
 
 
