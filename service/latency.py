@@ -165,13 +165,15 @@ class LiveTimes:
     def __init__(self, table: LatencyTable, overhead: Overhead | None = None) -> None:
         self.table, self._overhead, self._overhead_s = table, overhead, 0.0
         queues = {width for width, _ in table.seconds_by_batch}
-        self._corrections = {queue: _Correction(float(table.best_batch(queue))) for queue in queues}
+        self._widths, self._best_batches = table.widths, {queue: table.best_batch(queue) for queue in queues}
+        self._corrections = {queue: _Correction(float(images)) for queue, images in self._best_batches.items()}
+        self._table_s: dict[int | None, dict[int, float]] = {queue: {} for queue in queues}
         self._seconds: dict[int | None, dict[int, float]] = {queue: {} for queue in queues}
         self._alone_s: dict[int | None, float] = {}
 
     def learn(self, width: int | None, images: int, seconds: float, now_s: float) -> None:
         """A batch of a queue has taken so long. Batches that failed are not to be told."""
-        expected_s = self.table.seconds(width, images)
+        expected_s = self._measured_s(width, images)
         seconds = min(max(seconds, LEAST_SHARE * expected_s), MOST_SHARE * expected_s)
         self._corrections[width].learn(images, seconds - expected_s, now_s)
         self._forget(width)
@@ -188,9 +190,17 @@ class LiveTimes:
         known = self._seconds[width]
         seconds = known.get(batch)
         if seconds is None:
-            measured_s = self.table.seconds(width, batch)
+            measured_s = self._measured_s(width, batch)
             seconds = max(measured_s + self._corrections[width].of(batch), LEAST_SHARE * measured_s)
             known[batch] = seconds
+        return seconds
+
+    def _measured_s(self, width: int | None, batch: int) -> float:
+        """Of the table, which stays as it is."""
+        known = self._table_s[width]
+        seconds = known.get(batch)
+        if seconds is None:
+            seconds = known[batch] = self.table.seconds(width, batch)
         return seconds
 
     def alone_s(self, width: int) -> float:
@@ -207,10 +217,10 @@ class LiveTimes:
 
     def costs(self) -> Costs:
         """Seconds per image where batches are as large as pays."""
-        trunk = self.table.best_batch(None)
+        trunk = self._best_batches[None]
         trunk_s = self.seconds(None, trunk) / trunk
-        batches = [(width, self.table.best_batch(width)) for width in self.table.widths]
-        body_s = tuple(self.seconds(width, images) / images for width, images in batches)
+        batches = [(width, self._best_batches[width]) for width in self._widths]
+        body_s = tuple([self.seconds(width, images) / images for width, images in batches])
         return Costs(trunk_s + min(self._overhead_s, trunk_s + body_s[-1]), body_s)
 
     def _forget(self, queue: int | None) -> None:
