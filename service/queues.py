@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 
@@ -23,6 +24,7 @@ class Queue:
     def __init__(self, step: Step, arrivals: Iterator[int]) -> None:
         self.step, self._arrivals = step, arrivals
         self.items: list[tuple[float, int, Entry]] = []
+        self._due_s = array("d")  # of the items: side by side in memory, places in it are found faster
         self._urgencies = [0] * URGENCIES  # how many entries of each
 
     def __len__(self) -> int:
@@ -40,10 +42,13 @@ class Queue:
 
     def push(self, entry: Entry) -> None:
         self._urgencies[entry.urgency] += 1
-        insort(self.items, (entry.due_s, next(self._arrivals), entry))
+        at = bisect_right(self._due_s, entry.due_s)
+        self._due_s.insert(at, entry.due_s)
+        self.items.insert(at, (entry.due_s, next(self._arrivals), entry))
 
     def pop(self) -> Entry:
         entry = self.items.pop(0)[2]
+        del self._due_s[0]
         self._urgencies[entry.urgency] -= 1
         return entry
 
@@ -52,6 +57,7 @@ class Queue:
             return
         gone = set(map(id, entries))
         self.items = [item for item in self.items if id(item[2]) not in gone]
+        self._due_s = array("d", [due_s for due_s, _, _ in self.items])
         self._urgencies = [0] * URGENCIES
         for entry in self:
             self._urgencies[entry.urgency] += 1
@@ -68,5 +74,10 @@ class Queue:
                     break
             else:
                 left.append(item)
-        self.items[: len(taken) + len(left)] = left  # one move of all that are behind
+        scanned = len(taken) + len(left)
+        self.items[:scanned] = left  # one move of all that are behind
+        if left:
+            self._due_s[:scanned] = array("d", [due_s for due_s, _, _ in left])
+        else:
+            del self._due_s[:scanned]
         return tuple(taken)
