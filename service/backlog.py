@@ -45,8 +45,8 @@ ROUNDING_SHARE = 1e-5
 CALM_SHARE = 0.25
 """Of the headroom: below it the rate of arrivals is no reason to narrow. Callers that wait for one answer before they
 send the next come as fast as they are served; their rate says nothing of what they would bear."""
-TYPICAL_MEMORY = 0.995
-"""Of the widths that images take at each price: the last few hundred images that the gate has seen."""
+TYPICAL_FRESH = 1.0 - 0.995
+"""Share of the newest in the widths that images take at each price: the last few hundred that the gate has seen."""
 
 
 @dataclass(slots=True)
@@ -139,8 +139,9 @@ class Backlog:
     def see(self, slot: int, widths_P: Sequence[int]) -> None:
         """The gate has seen the image, which waits for its body: its width at every price."""
         lo, hi, body_s, at = self._lo[slot], self._hi[slot], self.costs.body_s, slot * self._prices
-        fresh = 1.0 - TYPICAL_MEMORY
-        self._typical_P = [s + fresh * (body_s[width] - s) for s, width in zip(self._typical_P, widths_P, strict=True)]
+        if self._is_priced:
+            typical = zip(self._typical_P, widths_P, strict=True)
+            self._typical_P = [s + TYPICAL_FRESH * (body_s[width] - s) for s, width in typical]
         if lo > 0 or hi < len(body_s) - 1:
             widths_P = [min(max(width, lo), hi) for width in widths_P]
         self._widths[at : at + self._prices] = bytes(widths_P)
@@ -156,7 +157,7 @@ class Backlog:
     def remove(self, *slots: int) -> None:
         """These images wait no more."""
         images, at = len(slots), self._place_of(slots[0])
-        if self._slots[at : at + images].tolist() == [*slots]:  # one move of all that are behind
+        if images == 1 or self._slots[at : at + images].tolist() == [*slots]:  # one move of all that are behind
             del self._slots[at : at + images], self._slots_due_s[at : at + images]
         else:
             for slot in slots:
@@ -255,7 +256,8 @@ class Backlog:
 
     def _full_plan(self, now_s: float, busy_until_s: Sequence[float]) -> _Plan:
         plan = self._current_plan(now_s, busy_until_s)
-        self._complete(plan)
+        if plan.sums is not None:
+            self._complete(plan)
         return plan
 
     def _complete(self, plan: _Plan) -> None:
@@ -315,13 +317,14 @@ class Backlog:
         )
         body_L = np.array(self.costs.body_s)
         least_N, most_N, trunk_N = body_L.take(lo_N), body_L.take(hi_N), self.costs.trunk_s * needs_trunk_N
-        rows_N, is_seen_N = slots_N * self._prices, seen_N.astype(bool)
+        seen = np.flatnonzero(seen_N)
+        rows = slots_N[seen] * self._prices
 
         def costs(price: int) -> F64:
-            width_N = np.frombuffer(self._widths, np.uint8).take(rows_N + price % self._prices)
             typical_s, look_s = self._unseen_s(price)
-            typical_N = np.minimum(np.maximum(typical_s, least_N), most_N)
-            cost_N: F64 = np.where(is_seen_N, body_L.take(width_N), typical_N) + trunk_N
+            cost_N: F64 = np.minimum(np.maximum(typical_s, least_N), most_N)
+            cost_N[seen] = body_L.take(np.frombuffer(self._widths, np.uint8).take(rows + price % self._prices))
+            cost_N += trunk_N
             return cost_N + look_s * may_ask_N if look_s else cost_N
 
         return Many(costs, capacity_N, hard_N.astype(bool), self._workers)
