@@ -145,7 +145,7 @@ class GateSlack:
 
     def __init__(self, choices: Sequence[int], times: LiveTimes, curve: Curve | None, look_s: float) -> None:
         self._choices, self._curve, self._look_s = np.asarray(choices), curve, look_s
-        self._whole_images = [times.table.best_whole_batch(width) for width in times.table.widths]
+        self._plans = [Plan(width, times.table.best_whole_batch(width)) for width in times.table.widths]
         self.renew(times)
 
     def renew(self, times: LiveTimes) -> None:
@@ -160,7 +160,7 @@ class GateSlack:
 
     def before(self, slack_s: float, waiting: int, price: int) -> Plan | None:
         width = self.unasked[price]
-        return None if width is None else Plan(width, self._whole_images[width])
+        return None if width is None else self._plans[width]
 
     def after(self, look: Look, urgency: int, price: int) -> int:
         return look.widths[priced(urgency, price)]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from itertools import accumulate
 
 from service.errors import BadRequestError, InfeasibleBudgetError
@@ -99,14 +100,34 @@ def route(window: Window, gate_width: int | None, proposal: int, fits: Callable[
     deadline is ``latency_budget``. ``load``, ``widened`` and ``gate`` compare the proposal with the
     wish; ``policy`` stands for a proposal that was made without one.
     """
+    return explained(window, gate_width, proposal, routed_width(window, proposal, fits))
+
+
+def routed_width(window: Window, proposal: int, fits: Callable[[int], bool]) -> int:
+    """The width of ``route``, for who need not know why."""
+    width = clamped(proposal, window)
+    if window.forced is None:
+        while width > window.lo and not fits(width):
+            width -= 1
+    return width
+
+
+def explained(
+    window: Window, gate_width: int | None, proposal: int, width: int, unseen: Reason = Reason.POLICY
+) -> Route:
+    """The same slice at a width that is known. unseen: the reason for a proposal that was made without a wish."""
     if window.forced is not None:
-        return Route(window.forced, Reason.FORCED, gate_width)
-    clamped = min(max(proposal, window.lo), window.hi)
-    width = next((candidate for candidate in range(clamped, window.lo, -1) if fits(candidate)), window.lo)
-    return Route(width, _reason(window, gate_width, proposal, width), gate_width)
+        return _known(width, Reason.FORCED, gate_width)
+    return _known(width, _reason(window, gate_width, proposal, width, unseen), gate_width)
 
 
-def _reason(window: Window, gate_width: int | None, proposal: int, width: int) -> Reason:
+@cache
+def _known(width: int, reason: Reason, gate_width: int | None) -> Route:
+    """There are only so many; one is found in a fraction of the time that it takes to make."""
+    return Route(width, reason, gate_width)
+
+
+def _reason(window: Window, gate_width: int | None, proposal: int, width: int, unseen: Reason) -> Reason:
     if proposal < window.lo:
         return Reason.ACCURACY_FLOOR
     if proposal > window.hi:
@@ -114,7 +135,7 @@ def _reason(window: Window, gate_width: int | None, proposal: int, width: int) -
     if width < proposal:
         return Reason.LATENCY_BUDGET
     if gate_width is None:
-        return Reason.POLICY
+        return unseen
     if proposal == gate_width:
         return Reason.GATE
     return Reason.LOAD if proposal < gate_width else Reason.WIDENED

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -22,13 +22,13 @@ from service.latency import LiveTimes
 from service.policies import PRICES, Policy, priced
 from service.queues import Queue
 from service.request import Batch, Entry, Reason, Route, Step, Window
-from service.routing import clamped, least_width, route
+from service.routing import clamped, explained, least_width, routed_width
 
 RENEW_S = 0.25
 """How often plans follow what was learnt of the times."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Selection:
     """What ``next_batch`` decided.
 
@@ -110,19 +110,22 @@ class Scheduler:
 
     def push_seen(self, entries: Sequence[Entry], now_s: float) -> Batch | None:
         """Queue entries of a trunk that is done, but for those that an early exit serves now: a batch for no worker."""
-        for entry in entries:
-            self.push(entry)
         if not self._has_exit:
+            for entry in entries:
+                self.push(entry)
             return None
-        price = self._price(now_s, self._ends())
-        routed = [(entry, self._routed(entry, now_s, price)) for entry in entries]
-        leaving = [(entry, found) for entry, found in routed if found.width == 0 and not entry.abandoned()]
+        for place, look in [(entry.place, entry.look) for entry in entries if entry.look]:
+            self._backlog.see(place, look.widths)
+        price, leaving = self._price(now_s, self._ends()), []
+        for entry in entries:
+            if self._width(entry, now_s, price) == 0 and not entry.abandoned():
+                leaving.append(entry)
+            else:
+                self._seen.push(entry)
         if not leaving:
             return None
-        gone, routes = zip(*leaving, strict=True)
-        self._seen.remove(gone)
-        self._backlog.remove(*(entry.place for entry in gone))
-        return Batch(Step.BODY, 0, gone, routes)
+        self._backlog.remove(*[entry.place for entry in leaving])
+        return Batch(Step.BODY, 0, tuple(leaving), self._seen_routes(leaving, price, 0))
 
     def is_answered(self, entry: Entry) -> bool:
         """Whether an early exit has its answer, with a slice that it allows: nobody need be late or refused then."""
@@ -133,10 +136,9 @@ class Scheduler:
 
         It is for a worker that is free, or with none for the one that will be free first.
         """
-        selection = Selection()
-        waiting, due_first = 0, None
-        for queue in self._queues:
-            while queue.items and self._sort_out(queue.first, now_s, selection):
+        selection, waiting, due_first = Selection(), 0, None
+        for queue in [queue for queue in self._queues if queue.items]:
+            while queue.items and self._sort_out(queue.items[0][2], now_s, selection):
                 self._backlog.remove(queue.pop().place)
             if queue.items:
                 waiting += len(queue.items)
@@ -151,9 +153,10 @@ class Scheduler:
         batch = self._form(due_first, begins_s, price, -(-waiting // max(1, free)))
         self._busy_until_s[id(batch)] = begins_s + self._batch_s(batch.step, batch.width, len(batch.entries))
         self._ends_s = None
-        places = [entry.place for entry in batch.entries]
-        (self._backlog.begin if batch.step is Step.TRUNK else self._backlog.remove)(*places)
-        return Selection(batch, selection.cancelled, selection.expired)
+        leave = self._backlog.begin if batch.step is Step.TRUNK else self._backlog.remove
+        leave(*[entry.place for entry in batch.entries])
+        selection.batch = batch
+        return selection
 
     def finished(self, batch: Batch, now_s: float, trunk_s: float = 0.0, body_s: float = 0.0) -> None:
         """The worker that had this batch is free again; what it took of its time is learnt, unless it failed: 0."""
@@ -271,11 +274,6 @@ class Scheduler:
         def proposed(entry: Entry) -> int | None:
             return proposal if entry.urgency == urgency else unasked[priced(entry.urgency, price)]
 
-        def routed(entry: Entry) -> Route:
-            unseen, left_s = proposed(entry), entry.deadline_s - now_s
-            assert unseen is not None, "who is asked does not join: this is a bug"
-            return self._unasked(entry.window, unseen, lambda width: self._batch_s(Step.WHOLE, width, 1) <= left_s)
-
         def joins(entry: Entry) -> bool:
             unseen = proposed(entry)
             if unseen is None:
@@ -283,20 +281,18 @@ class Scheduler:
             most = clamped(unseen, entry.window)
             if most == entry.window.lo or entry.deadline_s == math.inf:
                 return most == width  # no deadline moves it
-            return most >= width and routed(entry).width == width
+            return most >= width and self._unasked_width(entry, now_s, unseen) == width
 
-        width, left_s = routed(queue.first).width, queue.first.deadline_s - now_s
-        limit = min(self._whole_images[width], share, len(queue))
-        images = next((n for n in range(limit, 1, -1) if self._batch_s(Step.WHOLE, width, n) <= left_s), 1)
+        width, left_s = self._unasked_width(queue.first, now_s, proposal), queue.first.deadline_s - now_s
+        images = self._largest(Step.WHOLE, width, min(self._whole_images[width], share, len(queue)), left_s)
         entries = queue.take(images, joins)
-        return Batch(Step.WHOLE, width, entries, tuple(map(routed, entries)))
+        proposals = [(entry.window, proposed(entry)) for entry in entries]
+        routes = [self._unasked(window, unseen, width) for window, unseen in proposals if unseen is not None]
+        return Batch(Step.WHOLE, width, entries, tuple(routes))
 
     def _form_body(self, queue: Queue, now_s: float, price: int, share: int) -> Batch:
         """The first entry, and those that are served at the same width now."""
         after, alone_s = self._policy.after, self._times.alone_s
-
-        def routed(entry: Entry) -> Route:
-            return self._routed(entry, now_s, price)
 
         def joins(entry: Entry) -> bool:
             assert entry.look is not None, "only images that were seen wait here: this is a bug"
@@ -305,26 +301,30 @@ class Scheduler:
                 return False  # only a deadline moves it from here, and only down
             if most == least or alone_s(most) <= entry.deadline_s - now_s:
                 return most == width  # as ``route`` says in a multiple of the time
-            return routed(entry).width == width
+            return self._width(entry, now_s, price) == width
 
-        width = routed(queue.first).width
+        width = self._width(queue.first, now_s, price)
         images = self._in_time(queue, now_s, width, min(self._body_images[width], share))
         entries = queue.take(images, joins)
         wider = self._wider(width, entries) if price == 0 and self._policy.is_priced else width
         if wider > width:
             routes = (Route(wider, Reason.WIDENED, entry.look.wish) for entry in entries if entry.look)
             return Batch(Step.BODY, wider, entries, tuple(routes))
-        return Batch(Step.BODY, width, entries, tuple(map(routed, entries)))
+        return Batch(Step.BODY, width, entries, self._seen_routes(entries, price, width))
 
     def _price(self, now_s: float, ends_s: Sequence[float]) -> int:
         return self._backlog.price(now_s, ends_s) if self._policy.is_priced else 0
 
-    def _routed(self, entry: Entry, now_s: float, price: int) -> Route:
-        """The slice of an image that the gate has seen, if its body ran now."""
+    def _width(self, entry: Entry, now_s: float, price: int) -> int:
+        """That of an image that the gate has seen, if its body ran now."""
         assert entry.look is not None, "only images that were seen wait here: this is a bug"
-        alone_s, left_s = self._times.alone_s, entry.deadline_s - now_s
-        proposal = self._policy.after(entry.look, entry.urgency, price)
-        return route(entry.window, entry.look.wish, proposal, lambda width: alone_s(width) <= left_s)
+        proposal, left_s = self._policy.after(entry.look, entry.urgency, price), entry.deadline_s - now_s
+        return routed_width(entry.window, proposal, lambda width: self._times.alone_s(width) <= left_s)
+
+    def _seen_routes(self, entries: Sequence[Entry], price: int, width: int) -> tuple[Route, ...]:
+        """Why images that the gate has seen are served at this width, which is theirs."""
+        after, looks = self._policy.after, [(entry, entry.look) for entry in entries]
+        return tuple([explained(e.window, x.wish, after(x, e.urgency, price), width) for e, x in looks if x])
 
     def _wider(self, width: int, entries: Sequence[Entry]) -> int:
         """Where none of these images is likelier to be wrong, if that takes no longer; else the width as it is.
@@ -340,18 +340,18 @@ class Scheduler:
 
     def _form_whole(self, queue: Queue, proposal: int, images: int) -> Batch:
         """The first entry, and up to ``images`` in all that the proposal comes to the same width for."""
-        window = queue.first.window
-        usual = self._unasked(window, proposal, _always)
-        entries = queue.take(images, lambda entry: clamped(proposal, entry.window) == usual.width)
-        routes = (usual if e.window == window else self._unasked(e.window, proposal, _always) for e in entries)
-        return Batch(Step.WHOLE, usual.width, entries, tuple(routes))
+        width = clamped(proposal, queue.first.window)
+        entries = queue.take(images, lambda entry: clamped(proposal, entry.window) == width)
+        return Batch(Step.WHOLE, width, entries, tuple([self._unasked(e.window, proposal, width) for e in entries]))
 
-    def _unasked(self, window: Window, proposal: int, fits: Callable[[int], bool]) -> Route:
-        """The slice of an image that nothing is known of. Where the gate would be asked but for load, load is why."""
-        found = route(window, None, proposal, fits)
-        if found.reason is Reason.POLICY and self._policy.asks_gate:
-            return Route(found.width, Reason.LOAD, None)
-        return found
+    def _unasked_width(self, entry: Entry, now_s: float, proposal: int) -> int:
+        """That of an image that nothing is known of, if its whole network ran now."""
+        left_s = entry.deadline_s - now_s
+        return routed_width(entry.window, proposal, lambda width: self._batch_s(Step.WHOLE, width, 1) <= left_s)
+
+    def _unasked(self, window: Window, proposal: int, width: int) -> Route:
+        """Why its width is this. Where the gate would be asked but for load, load is why."""
+        return explained(window, None, proposal, width, Reason.LOAD if self._policy.asks_gate else Reason.POLICY)
 
     def _in_time(self, queue: Queue, now_s: float, width: int | None, limit: int) -> int:
         """How many images may run together so that the first is not late because of the others; at least 1.
@@ -360,12 +360,18 @@ class Scheduler:
         """
         first = queue.first
         limit = min(limit, len(queue))
-        if first.deadline_s == math.inf:
+        if limit <= 1 or first.deadline_s == math.inf:
             return limit
         left_s = first.deadline_s - now_s
         if queue.step is Step.TRUNK:
             left_s -= self._times.seconds(least_width(first.window), 1)
-        return next((n for n in range(limit, 1, -1) if self._batch_s(queue.step, width, n) <= left_s), 1)
+        return self._largest(queue.step, width, limit, left_s)
+
+    def _largest(self, step: Step, width: int | None, limit: int, left_s: float) -> int:
+        """The most images up to the limit whose batch takes no longer; at least 1."""
+        while limit > 1 and self._batch_s(step, width, limit) > left_s:
+            limit -= 1
+        return max(1, limit)
 
     def _batch_s(self, step: Step, width: int | None, images: int) -> float:
         trunk_s = 0.0 if step is Step.BODY else self._times.seconds(None, images)
@@ -373,8 +379,8 @@ class Scheduler:
 
     def _least_s(self, entry: Entry) -> float:
         """Worker seconds that an image still needs at the narrowest width it allows, alone."""
-        step = Step.WHOLE if entry.look is None else Step.BODY
-        return self._batch_s(step, least_width(entry.window), 1)
+        body_s = self._times.seconds(least_width(entry.window), 1)
+        return body_s if entry.look is not None else self._times.seconds(None, 1) + body_s
 
     def _ends(self) -> list[float]:
         """When each worker that has a batch is done with all it has: what waits ready-made goes on the first."""
@@ -391,7 +397,3 @@ class Scheduler:
         else:
             return False
         return True
-
-
-def _always(_: int) -> bool:
-    return True
