@@ -174,14 +174,15 @@ class Backlog:
     def price(self, now_s: float, busy_until_s: Sequence[float]) -> int:
         """The lowest price at which what waits is in time and what is expected can be kept up with."""
         plan = self._current_plan(now_s, busy_until_s)
-        if plan.is_calm:
+        top = self._prices - 1
+        if plan.is_calm or plan.price == top:
             return plan.price
-        rate, trunk_s, workers, top = self.rate(now_s), self.costs.trunk_s, self._workers, self._prices - 1
+        rate, trunk_s, workers = self.rate(now_s), self.costs.trunk_s, self._workers
 
         def lasts(price: int) -> bool:
             return rate * (trunk_s + sum(self._unseen_s(price))) <= workers
 
-        if plan.price == top or lasts(plan.price):
+        if lasts(plan.price):
             return plan.price  # whatever lasts below it
         return max(plan.price, next(filter(lasts, range(top)), top))
 

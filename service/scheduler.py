@@ -286,8 +286,7 @@ class Scheduler:
         width, left_s = self._unasked_width(queue.first, now_s, proposal), queue.first.deadline_s - now_s
         images = self._largest(Step.WHOLE, width, min(self._whole_images[width], share, len(queue)), left_s)
         entries = queue.take(images, joins)
-        proposals = [(entry.window, proposed(entry)) for entry in entries]
-        routes = [self._unasked(window, unseen, width) for window, unseen in proposals if unseen is not None]
+        routes = [self._unasked(e.window, unseen, width) for e in entries if (unseen := proposed(e)) is not None]
         return Batch(Step.WHOLE, width, entries, tuple(routes))
 
     def _form_body(self, queue: Queue, now_s: float, price: int, share: int) -> Batch:
