@@ -192,6 +192,8 @@ class Backlog:
         Then ``missing`` is 0 or less: an answer without a plan, for most of the day.
         """
         first_s = min(due_s, self._slots_due_s[0]) if self._slots else due_s
+        if now_s + self._least_sum_s > first_s:
+            return False  # whatever workers still have to do
         return max([now_s, *busy_until_s]) + self._least_sum_s + self._own_s(lo) <= first_s
 
     def finish_s(self, now_s: float, due_s: float, lo: int, busy_until_s: Sequence[float]) -> float:
