@@ -40,6 +40,7 @@ class Capacity:
                   gate is asked and a body follows.
     front_ms      of the event loop for each image until it is admitted; back_ms: and for its answer. client_ms: of the
                   generator for each image. All 0 in files from before they were measured: overhead_ms holds them.
+    worker_priority  that servers were given.
     """
 
     images_per_s: float
@@ -49,6 +50,7 @@ class Capacity:
     front_ms: float = 0.0
     back_ms: float = 0.0
     client_ms: float = 0.0
+    worker_priority: str = "low"
 
     @property
     def tau0_ms(self) -> float:

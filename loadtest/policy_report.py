@@ -47,7 +47,8 @@ def _setting(capacity: Capacity, duration_s: float) -> list[str]:
         f"answers {SUSTAINED_SHARE:.0%} within {SUSTAINED_LIMIT_MS:g} ms, through HTTP with the generator on the same "
         f"machine: {capacity.images_per_s:.1f} images/s. tau0 = {capacity.workers} workers / C0 = "
         f"{capacity.tau0_ms:.2f} ms. Traces of {duration_s:g} s at a mean of {MEAN_SHARE:g} C0, peaks over "
-        f"{PEAK_WINDOW_S:g} s nearest to {PEAK_SHARE:g} C0. Every request has a Latency-Budget: {slos}. The twin "
+        f"{PEAK_WINDOW_S:g} s nearest to {PEAK_SHARE:g} C0. Worker threads have the priority "
+        f"`{capacity.worker_priority}`. Every request has a Latency-Budget: {slos}. The twin "
         f"charges {capacity.overhead_ms:.2f} ms of worker time to every image beside the latency table, "
         f"{_beside(capacity)}, and {capacity.look_ms:.2f} ms more where a body follows the gate: what slice 1 "
         "takes more when it is asked and budgets allow nothing else than when nobody asks, measured in the same way.",

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ def configure_policies(parser: argparse.ArgumentParser) -> None:
     add("--model", default="ds_resnet_cifar10")
     add("--repository", type=Path, metavar="DIR", help="its repository, if not the shipped one")
     add("--operating-point", type=int, default=0, help="of the gate (default: %(default)s, the most accurate)")
+    add("--worker-priority", default="idle", help="the service's setting (default: %(default)s: nothing else runs)")
     add("--live", default="gate_slack,slackfit,fixed:0,fixed:widest", metavar="POLICY,...")
     add("--twin", default="gate_slack,gate,slackfit,maxbatch,maxacc,fixed:0,fixed:widest", metavar="POLICY,...")
     add("--seeds", type=int, default=3, help="traces of each CV2 that are run live")
@@ -101,7 +102,8 @@ def claim(folder: Path, command: str) -> None:
 
 def serve_flags(a: argparse.Namespace, policy: str) -> tuple[str, ...]:
     """Of ``slicewise serve``."""
-    return ("--operating-point", str(a.operating_point), "--policy", policy)
+    own = ("--operating-point", str(a.operating_point), "--worker-priority", a.worker_priority)
+    return (*own, "--policy", policy)
 
 
 def server_spec(a: argparse.Namespace, policy: str) -> ServerSpec:
@@ -125,6 +127,7 @@ def _capacity(a: argparse.Namespace) -> Capacity:
         (measured,) = json.loads(profile.read_bytes())
         asking_ms = look_ms(unasked, looked, cores)
         found = capacity_of(rate, cores, measured["timings"], asking_ms, *_around_batches(a, work, rate))
+        found = replace(found, worker_priority=a.worker_priority)
         kept.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
         at_1 = f"at slice 1 {unasked:.1f} images/s, asked {looked:.1f}"
         around = f"event loop {found.loop_ms:.3f} ms, generator {found.client_ms:.3f} ms"
@@ -248,7 +251,7 @@ def _twin(a: argparse.Namespace, capacity: Capacity) -> tuple[list[Outcome], Seq
         call(
             "slicewise", "simulate", *where(a), "--operating-point", str(a.operating_point), "--trace", traces,
             "--evaluation", str(a.evaluation), "--policies", a.twin, "--against", "slackfit",
-            *chain(*capacity.twin_flags().items()), "--out", str(out),
+            *chain(*capacity.twin_flags().items()), "--worker-priority", capacity.worker_priority, "--out", str(out),
         )  # fmt: skip
     found = json.loads((out / "simulation.json").read_bytes())
     fixed = {str(run["policy"]) for run in found["runs"] if str(run["policy"]).startswith("fixed:")}

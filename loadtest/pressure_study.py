@@ -67,6 +67,7 @@ def configure_pressure(parser: argparse.ArgumentParser) -> None:
     add("--model", default="ds_resnet_cifar10")
     add("--repository", type=Path, metavar="DIR", help="its repository, if not the shipped one")
     add("--operating-point", type=int, default=0, help="of the gate (default: %(default)s, the most accurate)")
+    add("--worker-priority", default="idle", help="as it was there (default: %(default)s)")
     add("--repeats", type=int, default=10, help="steps, each of its own seed")
     add("--out", type=Path, required=True, metavar="DIR")
 
@@ -79,6 +80,8 @@ def run_pressure(arguments: argparse.Namespace) -> None:
     claim(a.out, shown_command("pressure", a))
     (a.out / "traces").mkdir(exist_ok=True)
     capacity = Capacity(**json.loads((a.capacity / CAPACITY).read_bytes()))
+    if capacity.worker_priority != a.worker_priority:
+        raise ValueError(f"--worker-priority {a.worker_priority}; measured in --capacity: {capacity.worker_priority}")
     rest, high = (share * capacity.images_per_s for share in (REST_SHARE, STEP_SHARE))
     steps = []
     for seed in range(a.repeats):

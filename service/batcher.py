@@ -17,9 +17,6 @@ import asyncio
 import contextlib
 import contextvars
 import math
-import os
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -33,8 +30,10 @@ from service.engine.base import F32, Engine
 from service.errors import BackendError, DeadlineExceededError, DrainingError, QueueFullError
 from service.execution import Execution, Looks
 from service.latency import Overhead
+from service.priority import yield_to_others
 from service.request import Batch, Entry, Reason, Route, Step, Window
 from service.scheduler import Scheduler, Selection
+from service.settings import WorkerPriority
 from service.telemetry import ModelTelemetry, width_label
 from service.tickets import Order, Outcome, Ticket, ticket_of
 
@@ -42,8 +41,6 @@ log = structlog.get_logger()
 
 DRAIN_RETRY_S = 1.0
 """Retry-After of refusals at shutdown: another replica can take the request at once."""
-WORKER_NICENESS = 5
-"""Of the threads that compute: the event loop is a few microseconds of work that everybody waits for."""
 LAST_BATCH_S = 5.0
 """How long a batch that is on a worker may outlast the drain limit; a thread cannot be killed."""
 
@@ -55,6 +52,7 @@ class Batcher:
     capacity  images that are admitted at most; when more lie in the queues, some have lost their
               callers and are swept out.
     ahead     batches that wait ready-made for the next free worker, who then need not wait for the event loop.
+    priority  of the threads that compute.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  # the parts that it joins
@@ -66,12 +64,13 @@ class Batcher:
         overhead: Overhead,
         capacity: int,
         ahead: int = 0,
+        priority: WorkerPriority = "low",
     ) -> None:
         self._engine, self._scheduler, self._looks, self._telemetry = engine, scheduler, looks, telemetry
         self._overhead = overhead
         self._capacity = capacity
         self._free = engine.workers + ahead
-        self._pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="engine", initializer=_yield_to_others)
+        self._pool = ThreadPoolExecutor(engine.workers, "engine", yield_to_others, (priority,))
         self._running: set[Execution] = set()
         self._finished: deque[Execution] = deque()  # by workers
         self._settled = self._leaving = 0
@@ -370,18 +369,6 @@ class Batcher:
         Who left or set the deadline pays for it; for what we gave up or failed to compute nobody does.
         """
         return 0 if entry.look is None else self._telemetry.trunk_row(None, True)
-
-
-def _yield_to_others() -> None:
-    """Let the event loop have a core as soon as it wants one; without this it waits for a worker's time slice to end.
-
-    Only Linux knows the priority of a thread, and a sandbox may forbid it; then nothing is changed.
-    """
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):
-            lowered = os.getpriority(os.PRIO_PROCESS, thread) + WORKER_NICENESS
-            os.setpriority(os.PRIO_PROCESS, thread, lowered)  # above 19 it is 19
 
 
 def _to_exit(entry: Entry, reason: Reason) -> Route:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
-YIELDING = 335 / 1024
-"""Of the part of the cores that another thread gets: Linux's weights of niceness 5, which the service's workers have,
-and of 0. With equal parts the loop would not get the core that it needs at saturation."""
+from service.settings import WorkerPriority
+
+YIELDING: Mapping[WorkerPriority, float] = {"low": 335 / 1024, "idle": 3 / 1024}
+"""Of the part of the cores that another thread gets: Linux's weights of niceness 5 and of the idle class, which the
+service's workers may have, and of niceness 0. With equal parts the loop would not get the core that it needs at
+saturation."""
 
 
 @dataclass(eq=False, slots=True)
@@ -49,10 +52,10 @@ class Job:
 
 
 class Cores:
-    """So many cores; None: one for every thread."""
+    """So many cores; None: one for every thread. priority: of the threads that yield."""
 
-    def __init__(self, cores: int | None) -> None:
-        self._cores = math.inf if cores is None else cores
+    def __init__(self, cores: int | None, priority: WorkerPriority = "low") -> None:
+        self._cores, self._yielding = math.inf if cores is None else cores, YIELDING[priority]
         self._running: list[tuple[float, int, Job]] = []  # a heap, by their ends as things stand
         self._order = count()
         self._threads = [0, 0]  # that run: those that do not yield, and those that do
@@ -103,9 +106,9 @@ class Cores:
         firm, yielding = self._threads
         if firm + yielding <= self._cores:
             return 1.0, 1.0
-        part = self._cores / (firm + YIELDING * yielding)
+        part = self._cores / (firm + self._yielding * yielding)
         if part < 1.0:
-            return part, YIELDING * part
+            return part, self._yielding * part
         return 1.0, (self._cores - firm) / yielding
 
 

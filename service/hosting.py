@@ -181,7 +181,9 @@ class HostedModel:
         self._lag, self._process = Delay(), process
         looks = looks_of(policy, decision)
         ahead = 1 if is_cpu else 0  # where batches pay, what waits had better become a larger one
-        self.batcher = Batcher(warm.engine, self._scheduler, looks, self.telemetry, process, self.capacity, ahead)
+        self.batcher = Batcher(
+            warm.engine, self._scheduler, looks, self.telemetry, process, self.capacity, ahead, settings.worker_priority
+        )
 
     @property
     def narrowest_s(self) -> float:

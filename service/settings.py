@@ -19,6 +19,9 @@ import models
 
 ZOO = Path(models.__file__).parent / "zoo"
 
+WorkerPriority = Literal["low", "idle"]
+"""Of the threads that compute, see the setting."""
+
 
 class SettingError(ValueError):
     """A setting that is sound by itself and does not fit the models; the message names it."""
@@ -68,6 +71,12 @@ class Settings(BaseSettings):
     )
     workers: int = Field(
         0, ge=0, description="batches that run at once; 0 = one per core, on CUDA 1. More than cores only adds waiting"
+    )
+    worker_priority: WorkerPriority = Field(
+        "low",
+        description="of the threads that compute, on Linux: low, below that of the event loop; idle, whatever no other "
+        "thread wants, so that the loop never waits for a time slice of theirs, only where nothing else runs on these "
+        "cores or in this container: it would stop the service",
     )
     policy: str = Field(
         "gate_slack",

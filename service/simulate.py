@@ -29,6 +29,7 @@ from service.cores import Cores, Job, Station
 from service.latency import Delay, LatencyTable, Overhead
 from service.request import Batch, Entry, Look, Reason, Route, Step, Window
 from service.scheduler import Scheduler
+from service.settings import WorkerPriority
 
 
 class Outcome(StrEnum):
@@ -91,6 +92,7 @@ class Machine:
     client_s         seconds of the client for an image: half of them to send it, half to read what becomes of it.
     cores            shared by workers, event loop and client; None: each of them has its own.
     ahead            batches that wait ready-made for the next free worker.
+    worker_priority  how workers yield to the others.
     """
 
     times: LatencyTable
@@ -105,6 +107,7 @@ class Machine:
     client_s: float = 0.0
     cores: int | None = None
     ahead: int = 0
+    worker_priority: WorkerPriority = "low"
 
     @property
     def has_loop(self) -> bool:
@@ -165,7 +168,7 @@ class Run:
         self._scheduler, self._machine, self._looks, self._process = scheduler, machine, looks, process
         self._callers: list[_Caller] = []
         self._arrivals: Sequence[Arrival] = ()
-        self._cores = Cores(machine.cores)
+        self._cores = Cores(machine.cores, machine.worker_priority)
         self._loop, self._client = Station(self._cores), Station(self._cores, is_foreign=True)
         self._half_s = machine.client_s / 2
         self._free, self._idle = machine.workers + machine.ahead, machine.workers

@@ -160,6 +160,7 @@ class Simulation:
             cores=settings.cores,
             # as the service has it on a CPU; without an event loop nothing is worth being ready for
             ahead=0 if one_per_device or not settings.front_ms + settings.back_ms else 1,
+            worker_priority=settings.worker_priority,
         )
         self.policies = [self._checked(name) for name in settings.policies]
         self.against = None if settings.against is None else self._policy(settings.against, "against").name
@@ -231,6 +232,7 @@ class Simulation:
             "back_ms": s.back_ms,
             "client_ms": s.client_ms,
             "cores": s.cores,
+            "worker_priority": s.worker_priority,
             "queue_capacity_images": machine.capacity_images,
             "default_slo_ms": s.default_slo_ms,
             "traces": {trace.name: f"sha256:{trace.sha256}" for trace in self.traces},
@@ -254,6 +256,7 @@ def command(settings: SimulateSettings) -> str:
         "back_ms",
         "client_ms",
         "cores",
+        "worker_priority",
         "queue_capacity_images",
         "default_slo_ms",
         "against",

@@ -36,10 +36,11 @@ class FakeEngine:
         self.hold.set()
         self.poison = set()
         self.trunk_batches, self.body_batches = [], []
-        self.niceness = None
+        self.niceness = self.scheduling = None
 
     def trunk(self, images):
         self.niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        self.scheduling = os.sched_getscheduler(0)  # of this thread
         assert self.hold.wait(10)
         self.trunk_batches.append([i[0] for i in images])
         if self.poison & set(self.trunk_batches[-1]):
@@ -63,7 +64,7 @@ def table(limit):
 
 
 class Harness:
-    def __init__(self, engine, limit=4, capacity=100, wish=lambda logits_NG: logits_NG.argmax(1)):
+    def __init__(self, engine, limit=4, capacity=100, wish=lambda logits_NG: logits_NG.argmax(1), priority="low"):
         self.telemetry = Telemetry()
         model = ModelTelemetry(self.telemetry, ModelLabels("m", "1"), SLICES)
         model._trunk_madds = TRUNK_MADDS  # what describe() takes from the manifest
@@ -75,7 +76,7 @@ class Harness:
             wish_N = wish(logits_NG)
             return policy.looks(logits_NG, wish_N, wish_N)
 
-        self.batcher = Batcher(engine, self.scheduler, looks, model, self.overhead, capacity)
+        self.batcher = Batcher(engine, self.scheduler, looks, model, self.overhead, capacity, priority=priority)
 
     def submit(self, value, *, forced=None, least=0, deadline_s=math.inf, done_by_s=None, urgency=3, spend=None):
         now_s, window = time.monotonic(), Window(least, 1, forced)

@@ -97,7 +97,8 @@ def test_costs_around_batches_are_read_at_both_ends_of_a_run(monkeypatch, tmp_pa
     """No server: one image takes the loop 0.7 ms and the generator 0.3."""
     readings = iter([5.0, 5.7])
     record = SimpleNamespace(trace=SimpleNamespace(requests=1000), generator=SimpleNamespace(cpu_ms_per_request=0.3))
-    spec = SimpleNamespace(image_count=10, operating_point=0, model="m", images=Path("some.zip"), repository=None)
+    spec = SimpleNamespace(image_count=10, operating_point=0, worker_priority="low", model="m", images=Path("some.zip"),
+                           repository=None)  # fmt: skip
     monkeypatch.setattr(policy_study, "Server", NoServer)
     monkeypatch.setattr(policy_study, "_loop_cpu_s", lambda _: next(readings))
     monkeypatch.setattr(policy_study, "_run", lambda *_: record)

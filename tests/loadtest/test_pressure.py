@@ -98,7 +98,7 @@ def test_the_report_judges_the_three_bars(met, wrongly, verdicts):
     assert f"| 0 | 100 | 0.{met}00 | 1.0 |" in text
 
 
-def test_the_study_runs_what_is_missing(monkeypatch, tmp_path):
+def test_the_study_runs_what_is_missing(monkeypatch, tmp_path, capsys):
     """No server, no simulator: both leave what the study reads."""
     said = []
 
@@ -111,7 +111,8 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path):
 
     def call(command, what, *flags):
         said.append(what)
-        assert {"--overhead-ms": "1.000", "--back-ms": "0.240", "--cores": "2"}.items() <= dict(pairwise(flags)).items()
+        given = {"--overhead-ms": "1.000", "--back-ms": "0.240", "--cores": "2", "--worker-priority": "idle"}
+        assert given.items() <= dict(pairwise(flags)).items()
         out = tmp_path / "out" / "twin"
         out.mkdir()
         (out / "simulation.json").write_text("{}")
@@ -126,7 +127,16 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path):
     said_before = {"waiting": 10, "workers": 1, "us_per_image": {"gate": 1.0}}
     (tmp_path / "out" / "scheduler.json").write_text(json.dumps(said_before))
     (tmp_path / "capacity.json").write_text(
-        json.dumps({"images_per_s": 500.0, "workers": 2, "overhead_ms": 1.0, "look_ms": 0.5, "back_ms": 0.24})
+        json.dumps(
+            {
+                "images_per_s": 500.0,
+                "workers": 2,
+                "overhead_ms": 1.0,
+                "look_ms": 0.5,
+                "back_ms": 0.24,
+                "worker_priority": "idle",
+            }
+        )
     )
     arguments = ["pressure", "--images", "some.zip", "--image-count", "20", "--evaluation", "eval.json", "--repeats",
                  "2", "--capacity", str(tmp_path), "--out", str(tmp_path / "out")]  # fmt: skip
@@ -136,6 +146,8 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path):
     assert "1.0000 (2 of 2)" in (tmp_path / "out" / "report.md").read_text()
     main(arguments)
     assert said.count("simulate") == 1
+    assert main([*arguments[:-1], str(tmp_path / "other"), "--worker-priority", "low"]) == 1
+    assert "--worker-priority low; measured in --capacity: idle" in capsys.readouterr().err
 
 
 def test_delays_are_asked_for_in_turns(monkeypatch, tmp_path):

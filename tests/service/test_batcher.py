@@ -10,9 +10,10 @@ import pytest
 import structlog
 from batching import SLICES, TRUNK_MADDS, FakeEngine, Harness, settle
 
-from service.batcher import WORKER_NICENESS, Batcher
+from service.batcher import Batcher
 from service.errors import BackendError, DeadlineExceededError, DrainingError
 from service.latency import Overhead
+from service.priority import WORKER_NICENESS
 
 
 async def test_cancelling_one_caller_of_a_batch_leaves_its_batch_mates_served():
@@ -48,7 +49,15 @@ async def test_workers_give_way_to_the_event_loop():
     h = Harness(FakeEngine())
     await asyncio.wait_for(h.submit(2), 5)
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert h.engine.niceness == min(19, own + WORKER_NICENESS)
+    assert (h.engine.niceness, h.engine.scheduling) == (min(19, own + WORKER_NICENESS), os.sched_getscheduler(0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+async def test_workers_may_have_what_nobody_else_wants():
+    h = Harness(FakeEngine(), priority="idle")
+    await asyncio.wait_for(h.submit(2), 5)
+    assert h.engine.scheduling == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) != os.SCHED_IDLE
 
 
 async def test_every_batch_counts_what_it_took_of_a_core_and_every_image_once(monkeypatch):

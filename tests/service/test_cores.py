@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cores import YIELDING, Cores, Job, Station
+from service.cores import Cores, Job, Station
 
 
-def run(cores, jobs):
+def run(cores, jobs, priority="low"):
     """Jobs of (began_s, seconds, yields), each on a thread of its own; those that are over, in that order."""
-    found, over = Cores(cores), []
+    found, over = Cores(cores, priority), []
     coming = [Job(began_s, began_s + seconds, over.append, yields=any(more)) for began_s, seconds, *more in jobs]
     while coming or found.next_s < math.inf:
         if coming and coming[0].began_s < found.next_s:
@@ -33,9 +33,10 @@ def test_three_threads_on_two_cores_run_at_two_thirds():
     assert [one.stretch, three.stretch] == pytest.approx([1.25, 1.25])
 
 
-def test_who_yields_gets_a_smaller_part_of_the_cores():
-    _, (one, yielding) = run(1, [(0.0, 1.0), (0.0, 1.0, True)])
-    assert (one.end_s, yielding.end_s) == pytest.approx((1.0 + YIELDING, 2.0))
+@pytest.mark.parametrize(("priority", "share"), [("low", 335 / 1024), ("idle", 3 / 1024)])
+def test_who_yields_gets_a_smaller_part_of_the_cores(priority, share):
+    _, (one, yielding) = run(1, [(0.0, 1.0), (0.0, 1.0, True)], priority)
+    assert (one.end_s, yielding.end_s) == pytest.approx((1.0 + share, 2.0))
     _, (one, *both) = run(2, [(0.0, 1.0), (0.0, 1.0, True), (0.0, 1.0, True)])
     assert one.end_s == 1.0  # it cannot use more than a core
     assert [job.end_s for job in both] == pytest.approx([1.5, 1.5])

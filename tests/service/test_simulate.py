@@ -23,7 +23,8 @@ def replay(
 ):
     machine = Machine(table(**table_facts), workers, capacity_images, 100.0, overhead_s, look_s, has_exit)
     times = LiveTimes(machine.times)
-    scheduler = Scheduler(policy_named(policy, (0, 1, 2), times), times, workers, has_exit=has_exit)
+    headroom = 0.3 if has_exit else 0.15
+    scheduler = Scheduler(policy_named(policy, (0, 1, 2), times), times, workers, headroom, has_exit=has_exit)
     run = Run(scheduler, machine, LOOKS)
     served = run.replay(arrivals)
     assert len(scheduler) == 0

@@ -87,8 +87,8 @@ def test_the_loop_and_the_client_share_them_too():
     arrivals = at(0.0, 1.0)
     ends = {cores: Replay(arrivals, workers=2, front_s=1.0, cores=cores).ends for cores in (2, 1)}
     assert ends[2] == pytest.approx([3.0, 4.0])
-    # Of one core the loop has most from 1.0 on, for its second image until 2.0 + YIELDING; then two workers have half.
-    assert ends[1] == pytest.approx([6.0 - YIELDING, 6.0])
+    # Of one core the loop has most from 1.0 on, for its second image until 2.0 and a third; then two workers have half.
+    assert ends[1] == pytest.approx([6.0 - YIELDING["low"], 6.0])
     assert Replay(at(0.0, 1.0), client_s=2.0, cores=1).ends[0] > Replay(at(0.0, 1.0), client_s=2.0).ends[0]
 
 
