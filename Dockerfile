@@ -43,8 +43,7 @@ COPY --from=project /app /opt/slicewise
 # would report its use to Microsoft, and mix warnings about its cache into the JSON log.
 ENV PATH=/opt/slicewise/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     ORT_DISABLE_TELEMETRY=1 \
-    SLICEWISE_HOST=0.0.0.0 SLICEWISE_PORT=8000 SLICEWISE_LOG_FORMAT=json SLICEWISE_CACHE_DIR=/var/cache/slicewise \
-    SLICEWISE_WORKER_PRIORITY=idle
+    SLICEWISE_HOST=0.0.0.0 SLICEWISE_PORT=8000 SLICEWISE_LOG_FORMAT=json SLICEWISE_CACHE_DIR=/var/cache/slicewise
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \

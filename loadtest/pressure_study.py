@@ -77,11 +77,11 @@ def run_pressure(arguments: argparse.Namespace) -> None:
     a = arguments
     if a.repeats < 1:
         raise ValueError(f"--repeats {a.repeats}; allowed: 1 or more")
-    claim(a.out, shown_command("pressure", a))
-    (a.out / "traces").mkdir(exist_ok=True)
     capacity = Capacity(**json.loads((a.capacity / CAPACITY).read_bytes()))
     if capacity.worker_priority != a.worker_priority:
         raise ValueError(f"--worker-priority {a.worker_priority}; measured in --capacity: {capacity.worker_priority}")
+    claim(a.out, shown_command("pressure", a))
+    (a.out / "traces").mkdir(exist_ok=True)
     rest, high = (share * capacity.images_per_s for share in (REST_SHARE, STEP_SHARE))
     steps = []
     for seed in range(a.repeats):

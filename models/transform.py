@@ -207,7 +207,7 @@ def _as_it_is(data: bytes, spec: InputSpec) -> U8 | None:
         if (height, width) != (spec.height, spec.width) or colours not in ("YCbCr", "Gray") or _APP1 in data:
             return None
         pixels: U8 = decode_jpeg(data)
-    except ValueError:  # damaged; Pillow mends some of it, and says what is wrong with the rest
+    except (ValueError, KeyError):  # damaged, which Pillow mends or puts into words; subsampling without a name
         return None
     return pixels
 

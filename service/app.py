@@ -59,7 +59,8 @@ def create_app(settings: Settings, checkpoints: Mapping[str, Checkpoint]) -> Fas
     """The application; models warm up in the background once it runs, and /readyz says when they are."""
     telemetry = Telemetry()
     telemetry.build_info.labels(version("slicewise")).set(1)
-    decoder = ImageDecoder(settings.decoder_threads, settings.image_limit_pixels)
+    is_idle = settings.worker_priority == "idle"
+    decoder = ImageDecoder(settings.decoder_threads, settings.image_limit_pixels, are_idle=is_idle)
     stores = Stores(settings, telemetry)
     limit = default_limit(settings)
     keys = None if settings.keys_file is None else KeyFile(settings.keys_file, limit, settings.quota_burst_s)

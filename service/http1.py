@@ -242,6 +242,7 @@ class HttpProtocol(Patience, HttpToolsProtocol):
     def on_message_complete(self) -> None:
         cast(dict[str, Any], self.scope)[ARRIVED] = time.monotonic()  # its task may wait for its turn
         super().on_message_complete()
+        self.flow.resume_reading()  # else nobody would see the client leave; what it pipelines has a bound of its own
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from models.transform import ImageError, ImageTooLargeError, InputSpec, load_pixels
 from service.caching import image_digest
 from service.errors import BadImageError, TooLargeError
+from service.priority import yield_to_others
 
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif")
 
@@ -36,14 +38,16 @@ class ImageDecoder:
     """Decodes and resizes images off the event loop, unless they are tiny.
 
     threads     images that are decoded at once; the codecs release the interpreter lock.
+    are_idle    they get what no other thread wants, as the workers do then: else decoding would stop these.
     max_pixels  per image, checked from its header before any pixel is decoded.
 
     What waits here is not bounded again: every caller holds a place in a model's bounded queue.
     """
 
-    def __init__(self, threads: int, max_pixels: int) -> None:
+    def __init__(self, threads: int, max_pixels: int, *, are_idle: bool = False) -> None:
         self._max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        begin = partial(yield_to_others, "idle") if are_idle else None
+        self._pool = ThreadPoolExecutor(threads, "decode", begin)
 
     def decode_tiny(self, data: bytes, spec: InputSpec) -> Decoded | None:
         """The same as ``decode``, at once; None for an image or an input that is not tiny."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
@@ -15,8 +14,8 @@ WORKER_NICENESS = 5
 def yield_to_others(priority: WorkerPriority) -> None:
     """Let the event loop have a core as soon as it wants one; without this it waits for a time slice to end.
 
-    priority  "low": what others leave in fair parts, of which this thread's is a third. "idle": what nobody else wants,
-              see the setting.
+    priority  "low": this thread gets a third of what another one gets. "idle": what nobody else wants, see the setting;
+              where that is refused, as "low".
 
     Of the calling thread. Only Linux knows the priority of a thread, and a sandbox may forbid it; then nothing is
     changed.
@@ -24,9 +23,12 @@ def yield_to_others(priority: WorkerPriority) -> None:
     if sys.platform != "linux":
         return
     thread = threading.get_native_id()
-    with contextlib.suppress(OSError):
+    try:
         if priority == "idle":
             os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
         else:
             lowered = os.getpriority(os.PRIO_PROCESS, thread) + WORKER_NICENESS
             os.setpriority(os.PRIO_PROCESS, thread, lowered)  # above 19 it is 19
+    except OSError:
+        if priority == "idle":
+            yield_to_others("low")

@@ -148,6 +148,12 @@ class Entry:
     look: Look | None = None
     place: int = -1
 
+    @property
+    def seen(self) -> Look:
+        """Its look; only of entries that are past the trunk."""
+        assert self.look is not None, "nobody has seen it yet: this is a bug"
+        return self.look
+
     def abandoned(self) -> bool:
         """True when the caller has gone or has been answered already."""
         return self.promise.done()

@@ -99,6 +99,8 @@ def route(window: Window, gate_width: int | None, proposal: int, fits: Callable[
     lowered again by the deadline is ``compute_budget``, one narrowed under load and then lowered by the
     deadline is ``latency_budget``. ``load``, ``widened`` and ``gate`` compare the proposal with the
     wish; ``policy`` stands for a proposal that was made without one.
+
+    The scheduler takes the two steps apart: it needs many widths and few reasons.
     """
     return explained(window, gate_width, proposal, routed_width(window, proposal, fits))
 

@@ -285,7 +285,7 @@ class Scheduler:
         width, left_s = self._unasked_width(queue.first, now_s, proposal), queue.first.deadline_s - now_s
         images = self._largest(Step.WHOLE, width, min(self._whole_images[width], share, len(queue)), left_s)
         entries = queue.take(images, joins)
-        routes = [self._unasked(e.window, unseen, width) for e in entries if (unseen := proposed(e)) is not None]
+        routes = [self._unasked(entry.window, _given(proposed(entry)), width) for entry in entries]
         return Batch(Step.WHOLE, width, entries, tuple(routes))
 
     def _form_body(self, queue: Queue, now_s: float, price: int, share: int) -> Batch:
@@ -293,8 +293,7 @@ class Scheduler:
         after, alone_s = self._policy.after, self._times.alone_s
 
         def joins(entry: Entry) -> bool:
-            assert entry.look is not None, "only images that were seen wait here: this is a bug"
-            most, least = clamped(after(entry.look, entry.urgency, price), entry.window), entry.window.lo
+            most, least = clamped(after(entry.seen, entry.urgency, price), entry.window), entry.window.lo
             if most < width:
                 return False  # only a deadline moves it from here, and only down
             if most == least or alone_s(most) <= entry.deadline_s - now_s:
@@ -306,8 +305,7 @@ class Scheduler:
         entries = queue.take(images, joins)
         wider = self._wider(width, entries) if price == 0 and self._policy.is_priced else width
         if wider > width:
-            routes = (Route(wider, Reason.WIDENED, entry.look.wish) for entry in entries if entry.look)
-            return Batch(Step.BODY, wider, entries, tuple(routes))
+            return Batch(Step.BODY, wider, entries, tuple(Route(wider, Reason.WIDENED, e.seen.wish) for e in entries))
         return Batch(Step.BODY, width, entries, self._seen_routes(entries, price, width))
 
     def _price(self, now_s: float, ends_s: Sequence[float]) -> int:
@@ -315,14 +313,13 @@ class Scheduler:
 
     def _width(self, entry: Entry, now_s: float, price: int) -> int:
         """That of an image that the gate has seen, if its body ran now."""
-        assert entry.look is not None, "only images that were seen wait here: this is a bug"
-        proposal, left_s = self._policy.after(entry.look, entry.urgency, price), entry.deadline_s - now_s
+        proposal, left_s = self._policy.after(entry.seen, entry.urgency, price), entry.deadline_s - now_s
         return routed_width(entry.window, proposal, lambda width: self._times.alone_s(width) <= left_s)
 
     def _seen_routes(self, entries: Sequence[Entry], price: int, width: int) -> tuple[Route, ...]:
         """Why images that the gate has seen are served at this width, which is theirs."""
-        after, looks = self._policy.after, [(entry, entry.look) for entry in entries]
-        return tuple([explained(e.window, x.wish, after(x, e.urgency, price), width) for e, x in looks if x])
+        after = self._policy.after
+        return tuple([explained(e.window, e.seen.wish, after(e.seen, e.urgency, price), width) for e in entries])
 
     def _wider(self, width: int, entries: Sequence[Entry]) -> int:
         """Where none of these images is likelier to be wrong, if that takes no longer; else the width as it is.
@@ -395,3 +392,8 @@ class Scheduler:
         else:
             return False
         return True
+
+
+def _given(unseen: int | None) -> int:
+    assert unseen is not None, "who is asked does not join: this is a bug"
+    return unseen

@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     worker_priority: WorkerPriority = Field(
         "low",
         description="of the threads that compute, on Linux: low, below that of the event loop; idle, whatever no other "
-        "thread wants, so that the loop never waits for a time slice of theirs, only where nothing else runs on these "
-        "cores or in this container: it would stop the service",
+        "thread wants, so that the loop never waits for a time slice of theirs; decoding threads likewise. Only where "
+        "the service has its cores to itself: whatever else runs there would stop it",
     )
     policy: str = Field(
         "gate_slack",

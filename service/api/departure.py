@@ -15,23 +15,35 @@ DEPARTURE = "slicewise.departure"
 
 
 class Departure:
-    """Of the client of one connection, which is answered one request after the other. tell: who is to be told."""
+    """Of the client of one connection, which is answered one request after the other."""
 
-    __slots__ = ("has_happened", "tell")
+    __slots__ = ("_tell", "has_happened")
 
     def __init__(self) -> None:
         self.has_happened = False
-        self.tell: Callable[[], object] | None = None
+        self._tell: Callable[[], object] | None = None
 
     def happen(self) -> None:
         """The client has left."""
         self.has_happened = True
-        if self.tell is not None:
-            self.tell()
+        if self._tell is not None:
+            self._tell()
+
+    def then(self, tell: Callable[[], object]) -> Callable[[], None]:
+        """Have ``tell`` called when it happens, until what is returned is called."""
+        self._tell = tell
+        return self._forget
+
+    def _forget(self) -> None:
+        self._tell = None
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do ``work`` and cancel it when the client leaves; raises ClientDisconnect then."""
+    departure: Departure | None = request.scope.get(DEPARTURE)
+    if departure is not None and departure.has_happened:
+        work.close()
+        raise ClientDisconnect
     worker, has_left = asyncio.current_task(), False
     assert worker is not None, "a request is answered by a task: this is a bug"
 
@@ -40,7 +52,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         has_left = True
         worker.cancel()
 
-    stop = _tell(request, leave)
+    stop = asyncio.create_task(_wait(request, leave)).cancel if departure is None else departure.then(leave)
     try:
         return await work
     except asyncio.CancelledError:
@@ -49,21 +61,6 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         raise
     finally:
         stop()
-
-
-def _tell(request: Request, leave: Callable[[], object]) -> Callable[[], object]:
-    """Have ``leave`` called when the client has left, until what is returned is called."""
-    departure: Departure | None = request.scope.get(DEPARTURE)
-    if departure is None:
-        return asyncio.create_task(_wait(request, leave)).cancel
-    if departure.has_happened:
-        leave()
-    departure.tell = leave
-
-    def stop() -> None:
-        departure.tell = None
-
-    return stop
 
 
 async def _wait(request: Request, leave: Callable[[], object]) -> None:

@@ -5,15 +5,14 @@ import subprocess
 import sys
 import warnings
 import zlib
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import HEIGHT, TURNED, WIDTH, exif_of, saved, smooth, spec
 from PIL import Image
 from support import encode
 
-from models import transform
 from models.transform import (
     FORMATS,
     ImageError,
@@ -26,22 +25,6 @@ from models.transform import (
     resize,
     upright_rgb,
 )
-
-HEIGHT, WIDTH = 20, 30
-
-
-def smooth(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A picture without sharp edges, so that lossy formats come close to it; every corner differs."""
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack([x * 255 / width, y * 255 / height, 255 - (x + y) * 127 / (width + height)], axis=2).astype(
-        np.uint8
-    )
-
-
-def saved(picture: Image.Image, image_format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, image_format, **options)
-    return buffer.getvalue()
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -102,15 +85,6 @@ def test_exif_orientation(image_format, orientation, upright):
     exif[0x0112] = orientation
     data = saved(Image.fromarray(smooth()), image_format, exif=exif)
     assert_near(pixels(data), upright(smooth()))
-
-
-def exif_of(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """Little-endian EXIF of (tag, type, count, value padded to 4 bytes)."""
-    directory = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in entries)
-    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)
-
-
-TURNED = (0x0112, 3, 1, struct.pack("<H", 6))
 
 
 def test_broken_metadata_beside_a_sound_orientation():
@@ -282,10 +256,6 @@ def test_an_absurd_size_is_too_large_without_any_limit_of_ours():
         decode(png(60_000, 60_000, 8, 2, b""))
 
 
-def spec(height: int, width: int, shorter_side: int, resize_filter: str = "bicubic") -> InputSpec:
-    return InputSpec(height, width, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), shorter_side, resize_filter)
-
-
 def test_nothing_changes_at_equal_size():
     picture = Image.fromarray(smooth(32, 32))
     assert np.array_equal(resize(picture, spec(32, 32, 32)), smooth(32, 32))
@@ -295,80 +265,6 @@ def test_a_crop_without_scaling_is_the_centre():
     picture = Image.fromarray(smooth(32, 48))
     assert np.array_equal(resize(picture, spec(32, 32, 32)), smooth(32, 48)[:, 8:40])
     assert np.array_equal(resize(picture, spec(24, 24, 32)), smooth(32, 48)[4:28, 12:36])
-
-
-def by_pillow(data: bytes, at: InputSpec) -> np.ndarray:
-    return resize(decode(data), at)
-
-
-@pytest.fixture
-def no_pillow(monkeypatch):
-    def fail(*_: object) -> None:
-        raise AssertionError("decoded by Pillow")
-
-    monkeypatch.setattr(transform, "decode", fail)
-
-
-JPEGS = [
-    {"quality": quality, "subsampling": subsampling, "progressive": progressive, "restart_marker_blocks": restart}
-    for quality, subsampling, progressive, restart in product((5, 75, 100), (0, 1, 2), (False, True), (0, 2))
-]
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_jpeg_of_the_networks_size_is_the_same_without_pillow(mode, no_pillow):
-    picture = Image.fromarray(smooth(32, 32)).convert(mode)
-    for options in JPEGS:
-        data = saved(picture, "JPEG", **options)
-        assert np.array_equal(load_pixels(data, spec(32, 32, 32)), by_pillow(data, spec(32, 32, 32)))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        encode(smooth(32, 32), "PNG"),
-        saved(Image.fromarray(smooth(32, 32)), "JPEG", exif=exif_of(TURNED)),
-        saved(Image.fromarray(smooth(32, 32)).convert("CMYK"), "JPEG"),
-        saved(Image.fromarray(smooth(32, 32)), "JPEG", keep_rgb=True),
-        saved(Image.fromarray(smooth(64, 64)), "JPEG"),
-    ],
-    ids=["no JPEG", "turned", "CMYK", "RGB", "larger"],
-)
-def test_every_other_image_goes_through_pillow(data, monkeypatch):
-    at = spec(32, 32, 32)
-    assert np.array_equal(load_pixels(data, at), by_pillow(data, at))
-    monkeypatch.setattr(transform, "decode", lambda *_: Image.new("RGB", (32, 32), "red"))
-    assert (load_pixels(data, at) == (255, 0, 0)).all()
-
-
-def test_an_input_that_is_cropped_from_its_resized_picture_goes_through_pillow():
-    data, at = saved(Image.fromarray(smooth(32, 32)), "JPEG", quality=95), spec(32, 32, 40)
-    assert np.array_equal(load_pixels(data, at), by_pillow(data, at))
-
-
-def test_a_damaged_jpeg_of_the_networks_size_is_what_pillow_makes_of_it():
-    rng, at = np.random.default_rng(0), spec(32, 32, 32)
-    original = saved(Image.fromarray(smooth(32, 32)), "JPEG")
-    mended = refused = 0
-    for trial in range(300):
-        data = np.frombuffer(original[: rng.integers(20, len(original))] if trial % 2 else original, np.uint8).copy()
-        data[rng.integers(2, len(data), 3)] = rng.integers(0, 256, 3)
-        try:
-            expected = by_pillow(data.tobytes(), at)
-        except ImageError:
-            refused += 1
-            with pytest.raises(ImageError):
-                load_pixels(data.tobytes(), at)
-        else:
-            mended += 1
-            assert np.array_equal(load_pixels(data.tobytes(), at), expected)
-    assert min(mended, refused) > 20
-
-
-def test_a_jpeg_of_the_networks_size_may_be_too_large():
-    data = saved(Image.fromarray(smooth(32, 32)), "JPEG")
-    with pytest.raises(ImageTooLargeError, match="1024 pixels; allowed: at most 1023"):
-        load_pixels(data, spec(32, 32, 32), max_pixels=1023)
 
 
 @pytest.mark.parametrize("resize_filter", ["bicubic", "bilinear", "box"])

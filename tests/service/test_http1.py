@@ -7,26 +7,17 @@ import socket
 import time
 
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from support import random_image
-from uvicorn.server import ServerState
+from wire import IMAGE, listening, post
 
 from service.api.bodies import arrived_s
-from service.api.departure import while_connected
-from service.http1 import HEADER_LIMIT_BYTES, HttpProtocol, body_length
+from service.http1 import HEADER_LIMIT_BYTES, body_length
 
 PROBE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n%s\r\n"
 LAST = PROBE % b"Connection: close\r\n"
-IMAGE = random_image(0)
-
-
-def post(fields="", version="1.1", body=IMAGE, length=True):
-    size = f"Content-Length: {len(body)}\r\n" if length else ""
-    return f"POST /v1/classify?top_k=3 HTTP/{version}\r\nHost: x\r\n{fields}{size}\r\n".encode() + body
 
 
 def raw(port, *pieces):
@@ -260,22 +251,6 @@ def test_what_is_wrong_with_a_body_after_its_answer_is_not_answered_again(server
     assert "Fatal error" not in caplog.text
 
 
-@contextlib.asynccontextmanager
-async def listening(app):
-    """Where a server of this protocol listens that serves ``app``."""
-    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None)
-    config.load()
-
-    def protocol():
-        return HttpProtocol(config, ServerState(), {}, head_timeout_s=10)
-
-    async with await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()
-
-
-CHUNKED = post("Transfer-Encoding: chunked\r\n", body=b"1\r\nx\r\n0\r\n\r\n", length=False)
-
-
 async def test_an_answers_head_leaves_with_the_beginning_of_its_body():
     async def app(scope, receive, send):
         fields = [(b"content-length", b"6")]
@@ -308,51 +283,6 @@ async def test_a_head_without_its_body_still_leaves():
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
         assert answer.endswith(b"\r\n\r\n")
-        writer.close()
-        await writer.wait_closed()
-
-
-@pytest.mark.parametrize("request_", [post(body=b"x"), CHUNKED], ids=["plain", "by h11"])
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-async def test_what_is_done_for_a_client_that_leaves_is_cancelled(request_, when):
-    begun, left, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def work():
-        begun.set()
-        await asyncio.Event().wait()
-
-    async def app(scope, receive, send):
-        request = Request(scope, receive)
-        await request.body()
-        if when == "before":
-            begun.set()
-            await left.wait()
-        with pytest.raises(ClientDisconnect):
-            await while_connected(request, work())
-        ended.set()
-
-    async with listening(app) as address:
-        _, writer = await asyncio.open_connection(*address)
-        writer.write(request_)
-        await begun.wait()
-        writer.close()
-        await writer.wait_closed()
-        await asyncio.sleep(0.02)
-        left.set()
-        await asyncio.wait_for(ended.wait(), 5)
-
-
-async def test_work_for_a_client_that_stays_is_done_whatever_comes_later():
-    async def app(scope, receive, send):
-        request = Request(scope, receive)
-        await request.body()
-        await Response(await while_connected(request, asyncio.sleep(0.001, b"done")))(scope, receive, send)
-
-    async with listening(app) as address:
-        reader, writer = await asyncio.open_connection(*address)
-        for _ in range(2):
-            writer.write(post(body=b"x"))
-            assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200")
         writer.close()
         await writer.wait_closed()
 
