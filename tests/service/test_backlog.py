@@ -64,6 +64,18 @@ mixed_images = st.lists(
 )
 
 
+def come(b, now_s, image):
+    """An image is added, and goes as far as it is said to."""
+    due_s, is_hard, window, widths, is_running, is_gone = image
+    slot = b.add(now_s + due_s, is_hard, window)
+    if widths is not None:
+        b.see(slot, sorted(widths, reverse=True))
+    elif is_running:
+        b.begin(slot)
+    if is_gone:
+        b.remove(slot)
+
+
 @given(
     mixed_images,
     st.integers(1, 4),
@@ -77,14 +89,8 @@ def test_a_few_images_are_planned_as_many_would_be(images, workers, busy_s, head
     for _ in range(200):
         b.arrived(now_s)
     b.door.learn(waited_s, now_s)
-    for due_s, is_hard, window, widths, is_running, is_gone in images:
-        slot = b.add(now_s + due_s, is_hard, window)
-        if widths is not None:
-            b.see(slot, sorted(widths, reverse=True))
-        elif is_running:
-            b.begin(slot)
-        if is_gone:
-            b.remove(slot)
+    for image in images:
+        come(b, now_s, image)
     plans = []
     for few_images in (0, 1000):
         with pytest.MonkeyPatch.context() as patch:
@@ -142,14 +148,8 @@ def test_a_plan_says_the_same_whenever_it_is_summed_up(images, workers, due_s, i
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(service.backlog, "LAZY_IMAGES", lazy_images)
             b, found = Backlog(COSTS, PRICES, workers, 1.0, is_priced=is_priced), []
-            for image_due_s, is_hard, window, widths, is_running, is_gone in images:
-                slot = b.add(image_due_s, is_hard, window)
-                if widths is not None:
-                    b.see(slot, sorted(widths, reverse=True))
-                elif is_running:
-                    b.begin(slot)
-                if is_gone:
-                    b.remove(slot)
+            for image in images:
+                come(b, 0.0, image)
                 b.price(0.0, [])
                 b.renew(Costs(COSTS.trunk_s + len(found), COSTS.body_s), b.unasked, b.look_P)
                 found.append((b.missing(0.0, due_s, 0, []), b.finish_s(0.0, due_s, 0, [])))
