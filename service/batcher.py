@@ -30,10 +30,8 @@ from service.engine.base import F32, Engine
 from service.errors import BackendError, DeadlineExceededError, DrainingError, QueueFullError
 from service.execution import Execution, Looks
 from service.latency import Overhead
-from service.priority import yield_to_others
 from service.request import Batch, Entry, Reason, Route, Step, Window
 from service.scheduler import Scheduler, Selection
-from service.settings import WorkerPriority
 from service.telemetry import ModelTelemetry, width_label
 from service.tickets import Order, Outcome, Ticket, ticket_of
 
@@ -51,8 +49,8 @@ class Batcher:
     overhead  is told what batches take of the cores.
     capacity  images that are admitted at most; when more lie in the queues, some have lost their
               callers and are swept out.
+    start     what each worker thread does first.
     ahead     batches that wait ready-made for the next free worker, who then need not wait for the event loop.
-    priority  of the threads that compute.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  # the parts that it joins
@@ -63,14 +61,14 @@ class Batcher:
         telemetry: ModelTelemetry,
         overhead: Overhead,
         capacity: int,
+        start: Callable[[], None],
         ahead: int = 0,
-        priority: WorkerPriority = "low",
     ) -> None:
         self._engine, self._scheduler, self._looks, self._telemetry = engine, scheduler, looks, telemetry
         self._overhead = overhead
         self._capacity = capacity
         self._free = engine.workers + ahead
-        self._pool = ThreadPoolExecutor(engine.workers, "engine", yield_to_others, (priority,))
+        self._pool = ThreadPoolExecutor(engine.workers, "engine", start)
         self._running: set[Execution] = set()
         self._finished: deque[Execution] = deque()  # by workers
         self._settled = self._leaving = 0

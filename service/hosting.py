@@ -23,6 +23,7 @@ from service.engine.torch_engine import TorchEngine
 from service.execution import Looks
 from service.latency import Delay, LatencyTable, LiveTimes, Overhead
 from service.policies import F32, LOOK_S, Curve, Policy, check_policy_name, policy_named
+from service.priority import own_cores, worker_start
 from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once
 from service.request import Budget, Look, Route, SliceFacts, Timings, Window
 from service.scheduler import Scheduler
@@ -182,13 +183,17 @@ class HostedModel:
         looks = looks_of(policy, decision)
         ahead = 1 if is_cpu else 0  # where batches pay, what waits had better become a larger one
         self.batcher = Batcher(
-            warm.engine, self._scheduler, looks, self.telemetry, process, self.capacity, ahead, settings.worker_priority
-        )
+            warm.engine, self._scheduler, looks, self.telemetry, process, self.capacity,
+            worker_start(settings.worker_priority, self._cores(settings) if is_cpu else ()), ahead,
+        )  # fmt: skip
 
     @property
     def narrowest_s(self) -> float:
         """Seconds of one image through trunk and narrowest body, alone."""
         return self.table.image_seconds(0)
+
+    def _cores(self, settings: Settings) -> list[int]:
+        return own_cores(self.workers, settings.pin_workers, settings.worker_priority, self.narrowest_s)
 
     def retry_after_s(self) -> float:
         """When a refused client may try again, predicted from the backlog."""

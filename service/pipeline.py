@@ -34,6 +34,8 @@ from service.telemetry import Telemetry, child
 from service.tickets import Order, Outcome
 
 DEFAULT_TOP_K = 5
+SORTED_WHOLE = 200
+"""Up to so many classes, sorting all of them costs less than looking for the likeliest first."""
 
 T = TypeVar("T")
 
@@ -301,12 +303,22 @@ class Logits:
     gate_logits_G: NDArray[np.float32] | None
 
 
+def likeliest(probabilities_K: NDArray[np.float64], top_k: int) -> NDArray[np.intp]:
+    """The ``top_k`` highest, highest first; of equal ones the lower index first."""
+    if probabilities_K.size <= SORTED_WHOLE:
+        return (-probabilities_K).argsort(kind="stable")[:top_k]
+    least = np.partition(probabilities_K, -top_k)[-top_k]
+    candidates = (probabilities_K >= least).nonzero()[0]
+    best: NDArray[np.intp] = candidates[(-probabilities_K[candidates]).argsort(kind="stable")[:top_k]]
+    return best
+
+
 def render(model: HostedModel, logits: Logits, top_k: int, timings: Timings, cached: bool = False) -> Prediction:
     """Logits -> probabilities, highest first, with the cost of the slice that gave them."""
     logits_K = logits.logits_K.astype(np.float64)
     exponentials_K = np.exp(logits_K - np.maximum.reduce(logits_K))
     probabilities_K = exponentials_K / np.add.reduce(exponentials_K)
-    best = (-probabilities_K).argsort(kind="stable")[:top_k]
+    best = likeliest(probabilities_K, top_k)
     facts = model.slices[logits.route.width]
     return Prediction(
         indices=tuple(best.tolist()),

@@ -78,6 +78,11 @@ class Settings(BaseSettings):
         "thread wants, so that the loop never waits for a time slice of theirs; decoding threads likewise. Only where "
         "the service has its cores to itself: whatever else runs there would stop it",
     )
+    pin_workers: bool | None = Field(
+        None,
+        description="whether each worker keeps to a core of its own, on Linux; absent: where workers are as many as "
+        "the cores that the service may use in full, and take at least 1 ms per image or have the priority idle",
+    )
     policy: str = Field(
         "gate_slack",
         description="how widths are chosen: gate_slack (the gate, narrowed under load where it costs least), gate "

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import threading
 import time
 
@@ -12,6 +11,7 @@ from service.batcher import Batcher
 from service.engine.base import TrunkResult
 from service.latency import LatencyTable, LiveTimes, Overhead
 from service.policies import Gate
+from service.priority import worker_start
 from service.request import SliceFacts, Window
 from service.scheduler import Scheduler
 from service.telemetry import ModelLabels, ModelTelemetry, Telemetry
@@ -36,11 +36,8 @@ class FakeEngine:
         self.hold.set()
         self.poison = set()
         self.trunk_batches, self.body_batches = [], []
-        self.niceness = self.scheduling = None
 
     def trunk(self, images):
-        self.niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        self.scheduling = os.sched_getscheduler(0)  # of this thread
         assert self.hold.wait(10)
         self.trunk_batches.append([i[0] for i in images])
         if self.poison & set(self.trunk_batches[-1]):
@@ -64,7 +61,7 @@ def table(limit):
 
 
 class Harness:
-    def __init__(self, engine, limit=4, capacity=100, wish=lambda logits_NG: logits_NG.argmax(1), priority="low"):
+    def __init__(self, engine, limit=4, capacity=100, wish=lambda logits_NG: logits_NG.argmax(1), start=None):
         self.telemetry = Telemetry()
         model = ModelTelemetry(self.telemetry, ModelLabels("m", "1"), SLICES)
         model._trunk_madds = TRUNK_MADDS  # what describe() takes from the manifest
@@ -76,7 +73,8 @@ class Harness:
             wish_N = wish(logits_NG)
             return policy.looks(logits_NG, wish_N, wish_N)
 
-        self.batcher = Batcher(engine, self.scheduler, looks, model, self.overhead, capacity, priority=priority)
+        start = start or worker_start("low")
+        self.batcher = Batcher(engine, self.scheduler, looks, model, self.overhead, capacity, start)
 
     def submit(self, value, *, forced=None, least=0, deadline_s=math.inf, done_by_s=None, urgency=3, spend=None):
         now_s, window = time.monotonic(), Window(least, 1, forced)

@@ -1,7 +1,5 @@
 import asyncio
 import math
-import os
-import sys
 import threading
 import time
 
@@ -13,7 +11,6 @@ from batching import SLICES, TRUNK_MADDS, FakeEngine, Harness, settle
 from service.batcher import Batcher
 from service.errors import BackendError, DeadlineExceededError, DrainingError
 from service.latency import Overhead
-from service.priority import WORKER_NICENESS
 
 
 async def test_cancelling_one_caller_of_a_batch_leaves_its_batch_mates_served():
@@ -42,22 +39,6 @@ async def test_cancelling_a_caller_whose_batch_is_running_leaves_its_batch_mates
         await asyncio.sleep(0.001)
     mates[1].cancel()
     assert [(await asyncio.wait_for(m, 5)).logits_K[0] for m in (mates[0], mates[2])] == [4, 12]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
-async def test_workers_give_way_to_the_event_loop():
-    h = Harness(FakeEngine())
-    await asyncio.wait_for(h.submit(2), 5)
-    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert (h.engine.niceness, h.engine.scheduling) == (min(19, own + WORKER_NICENESS), os.sched_getscheduler(0))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
-async def test_workers_may_have_what_nobody_else_wants():
-    h = Harness(FakeEngine(), priority="idle")
-    await asyncio.wait_for(h.submit(2), 5)
-    assert h.engine.scheduling == os.SCHED_IDLE
-    assert os.sched_getscheduler(0) != os.SCHED_IDLE
 
 
 async def test_every_batch_counts_what_it_took_of_a_core_and_every_image_once(monkeypatch):
