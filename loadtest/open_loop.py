@@ -63,7 +63,7 @@ class Playback:
     """What went over the wire.
 
     exchanges         one for each request, in the same order.
-    cpu_s             spent by this process from the first to the last of them; wakes: how often it had to wake up.
+    cpu_s             spent by this process from the first to the last of them.
     outstanding_peak  most requests that were unanswered at once.
     event_loop        which one it was.
     began_s           instant 0 of the trace, by ``time.perf_counter``.
@@ -74,7 +74,6 @@ class Playback:
     outstanding_peak: int
     event_loop: str
     began_s: float = 0.0
-    wakes: int = 0
 
 
 def play(url: str, posts: Sequence[Post], limits: Limits) -> Playback:
@@ -112,16 +111,11 @@ async def replay(url: str, posts: Sequence[Post], limits: Limits) -> Playback:
         asyncio.TaskGroup() as group,
     ):
         player = _Player(url, posts, limits, session, group)
-        cpu_began_s, slept = time.process_time(), _slept()
+        cpu_began_s = time.process_time()
         await player.run()
-        cpu_s, wakes = time.process_time() - cpu_began_s, _slept() - slept
+        cpu_s = time.process_time() - cpu_began_s
     loop_name = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-    return Playback(player.exchanges(), cpu_s, player.outstanding_peak, loop_name, player.began_s, wakes)
-
-
-def _slept() -> int:
-    """How often this process has given up a core because it had nothing to do."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+    return Playback(player.exchanges(), cpu_s, player.outstanding_peak, loop_name, player.began_s)
 
 
 class _Player:

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,34 +28,7 @@ SUSTAINED_SHARE, SUSTAINED_LIMIT_MS = 0.99, 500.0
 FRONT_SHARE = 0.6
 """Of the event loop's time for an image, until it is admitted; an assumption: nothing tells the two apart from
 outside."""
-CALM_SHARE = 0.25
-"""Of C0, where threads wake up anew for nearly every image: what these cost more there, waking up costs."""
 _BASE_SHARES = np.linspace(0.0, 0.95, 20)
-
-
-class Effort(NamedTuple):
-    """CPU milliseconds of a thread for an image, and how often it wakes up for it."""
-
-    ms: float
-    wakes: float = 0.0
-
-
-class Efforts(NamedTuple):
-    """Of one thread, at C0 and at ``CALM_SHARE`` of it."""
-
-    busy: Effort
-    calm: Effort
-
-    @property
-    def wake_ms(self) -> float:
-        """What waking up takes, if all that an image costs more in calm traffic comes from it."""
-        more = Effort(self.calm.ms - self.busy.ms, self.calm.wakes - self.busy.wakes)
-        return max(0.0, more.ms / more.wakes) if more.wakes > 0 else 0.0
-
-    @property
-    def image_ms(self) -> float:
-        """What an image takes beside that."""
-        return max(0.0, self.busy.ms - self.wake_ms * self.busy.wakes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +39,7 @@ class Capacity:
                   beyond the latency table, the event loop and the generator. look_ms: and more than that where the
                   gate is asked and a body follows.
     front_ms      of the event loop for each image until it is admitted; back_ms: and for its answer. client_ms: of the
-                  generator for each image. loop_wake_ms: of the loop, client_wake_ms: of the generator, whenever it
-                  wakes up. All 0 in files from before they were measured: overhead_ms holds them.
+                  generator for each image. All 0 in files from before they were measured: overhead_ms holds them.
     worker_priority  that servers were given.
     """
 
@@ -79,8 +51,6 @@ class Capacity:
     back_ms: float = 0.0
     client_ms: float = 0.0
     worker_priority: str = "low"
-    loop_wake_ms: float = 0.0
-    client_wake_ms: float = 0.0
 
     @property
     def tau0_ms(self) -> float:
@@ -96,9 +66,7 @@ class Capacity:
 
     def twin_flags(self) -> dict[str, str]:
         """Of ``slicewise simulate``: the machine in the offline twin."""
-        costs = (
-            "overhead_ms", "look_ms", "front_ms", "back_ms", "client_ms", "loop_wake_ms", "client_wake_ms",
-        )  # fmt: skip
+        costs = ("overhead_ms", "look_ms", "front_ms", "back_ms", "client_ms")
         flags = {f"--{name.replace('_', '-')}": f"{getattr(self, name):.3f}" for name in costs}
         return {"--workers": str(self.workers), **flags, "--cores": str(self.workers)}
 
@@ -138,21 +106,18 @@ def draw(cv2: int, base: float, capacity_per_s: float, duration_s: float, seed: 
 
 
 def capacity(
-    images_per_s: float, workers: int, timings: Iterable[dict[str, Any]], look_ms: float, loop: Efforts, client: Efforts
+    images_per_s: float, workers: int, timings: Iterable[dict[str, Any]], look_ms: float, loop_ms: float,
+    client_ms: float,
 ) -> Capacity:  # fmt: skip
-    """What a machine of as many cores as workers bears, with what was measured per image.
+    """What a machine of as many cores as workers bears, with what was measured at C0 per image.
 
     The loop is one thread: it takes no longer for an image than there is between two at C0. What is left of the time
     of all cores is worker time, so that in the twin they are all busy at C0, too.
     """
-    longest_ms = 1e3 / images_per_s
-    rest_ms = overhead_ms(images_per_s, workers, timings, min(loop.busy.ms, longest_ms) + client.busy.ms)
-    loop_ms = min(loop.image_ms, longest_ms)
+    loop_ms = min(loop_ms, 1e3 / images_per_s)
+    rest_ms = overhead_ms(images_per_s, workers, timings, loop_ms + client_ms)
     front_ms = FRONT_SHARE * loop_ms
-    return Capacity(
-        images_per_s, workers, rest_ms, look_ms, front_ms, loop_ms - front_ms, client.image_ms,
-        loop_wake_ms=loop.wake_ms, client_wake_ms=client.wake_ms,
-    )  # fmt: skip
+    return Capacity(images_per_s, workers, rest_ms, look_ms, front_ms, loop_ms - front_ms, client_ms)
 
 
 def overhead_ms(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from loadtest.policy_plan import (
-    CALM_SHARE,
     MEAN_SHARE,
     PEAK_SHARE,
     PEAK_WINDOW_S,
@@ -63,9 +62,7 @@ def _beside(capacity: Capacity) -> str:
     return (
         f"{capacity.loop_ms:.2f} ms to the event loop ({capacity.front_ms:.2f} ms until it is admitted, "
         f"{capacity.back_ms:.2f} ms for its answer; that split is assumed) and {capacity.client_ms:.2f} ms to the "
-        f"generator, and {capacity.loop_wake_ms:.3f} and {capacity.client_wake_ms:.3f} ms whenever these wake up, from "
-        f"what both took at C0 and at {CALM_SHARE:g} C0, on {capacity.workers} cores for all; worker time is what they "
-        "leave of tau0 at C0"
+        f"generator, as measured at C0, on {capacity.workers} cores for all; worker time is what that leaves of tau0"
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,14 +25,11 @@ from loadtest.machine import describe, usable_cores
 from loadtest.mix import Mix
 from loadtest.outcomes import Figures
 from loadtest.policy_plan import (
-    CALM_SHARE,
     MEAN_SHARE,
     SUSTAINED_LIMIT_MS,
     SUSTAINED_SHARE,
     TAUS,
     Capacity,
-    Effort,
-    Efforts,
     Outcome,
     base_share,
     draw,
@@ -134,10 +130,7 @@ def _capacity(a: argparse.Namespace) -> Capacity:
         found = replace(found, worker_priority=a.worker_priority)
         kept.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
         at_1 = f"at slice 1 {unasked:.1f} images/s, asked {looked:.1f}"
-        around = (
-            f"event loop {found.loop_ms:.3f} ms and {found.loop_wake_ms:.3f} ms to wake up, "
-            f"generator {found.client_ms:.3f} ms and {found.client_wake_ms:.3f} ms"
-        )
+        around = f"event loop {found.loop_ms:.3f} ms, generator {found.client_ms:.3f} ms"
         say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms, {around}; {at_1}")
     return Capacity(**json.loads(kept.read_bytes()))
 
@@ -170,34 +163,21 @@ def _sustained(a: argparse.Namespace, work: Path, policy: str, *budgets: str) ->
     return rate
 
 
-def _around_batches(a: argparse.Namespace, work: Path, rate_per_s: float) -> tuple[Efforts, Efforts]:
-    """Of the event loop and of the generator, at this rate of the narrowest width, and in calm traffic."""
-    (loop_busy, client_busy), (loop_calm, client_calm) = (
-        _efforts(a, work, rate) for rate in (rate_per_s, CALM_SHARE * rate_per_s)
-    )
-    return Efforts(loop_busy, loop_calm), Efforts(client_busy, client_calm)
-
-
-def _efforts(a: argparse.Namespace, work: Path, rate_per_s: float) -> tuple[Effort, Effort]:
-    """The same at one rate.
+def _around_batches(a: argparse.Namespace, work: Path, rate_per_s: float) -> tuple[float, float]:
+    """CPU milliseconds per image, at this rate of the narrowest width, of the event loop and of the generator.
 
     uvicorn's event loop runs in the first thread of its process; before the run it has hardly done anything.
     """
     with Server(server_spec(a, NARROWEST), work / "around.log") as server:
-        trace, out = _poisson(a, work, f"around-{rate_per_s:.1f}", rate_per_s, _probe_mixes())
-        before = _loop_so_far(server)
+        trace, out = _poisson(a, work, "around", rate_per_s, _probe_mixes())
+        before_s = _loop_cpu_s(server)
         record = _run(a, server.url, trace, "around", out)
-        after = _loop_so_far(server)
-    images, generator = record.trace.requests, record.generator
-    loop = Effort((after.ms - before.ms) / images, (after.wakes - before.wakes) / images)
-    return loop, Effort(generator.cpu_ms_per_request, generator.wakes_per_request)
+        loop_s = _loop_cpu_s(server) - before_s
+    return loop_s / record.trace.requests * 1e3, record.generator.cpu_ms_per_request
 
 
-def _loop_so_far(server: Server) -> Effort:
-    """Since its process began."""
-    status = Path(f"/proc/{server.pid}/task/{server.pid}/status").read_text(encoding="utf-8")
-    (slept,) = re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
-    return Effort(read_process(server.pid).threads[server.pid].cpu_s * 1e3, float(slept))
+def _loop_cpu_s(server: Server) -> float:
+    return read_process(server.pid).threads[server.pid].cpu_s
 
 
 def _probe_mixes(*budgets: str) -> list[Mix]:

@@ -310,7 +310,6 @@ def _generator(playback: Playback, limits: Limits, late_send_ms: float) -> Gener
         outstanding_limit=limits.outstanding,
         request_limit_s=limits.request_s,
         late_send_ms=late_send_ms,
-        wakes_per_request=playback.wakes / len(playback.exchanges),
     )
 
 

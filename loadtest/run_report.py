@@ -65,7 +65,7 @@ class TraceFacts:
 class Generator:
     """The load generator and what it took.
 
-    cpu_s             of its process over the whole trace, warm-up included. wakes_per_request: how often it woke up.
+    cpu_s             of its process over the whole trace, warm-up included.
     outstanding_peak  most requests unanswered at once, out of outstanding_limit.
     late_send_ms      further behind its instant than this a send is late.
     """
@@ -77,7 +77,6 @@ class Generator:
     outstanding_limit: int
     request_limit_s: float
     late_send_ms: float
-    wakes_per_request: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

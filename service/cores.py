@@ -117,22 +117,16 @@ Done = Callable[[float, float], None]
 
 
 class Station:
-    """One thread and what waits for it, first come, first served.
+    """One thread and what waits for it, first come, first served. is_foreign: of another process."""
 
-    wake_s      seconds of a core that it takes to wake up, whenever it has had nothing to do.
-    is_foreign  of another process.
-    """
-
-    def __init__(self, cores: Cores, wake_s: float = 0.0, *, is_foreign: bool = False) -> None:
-        self._cores, self._wake_s, self._is_foreign = cores, wake_s, is_foreign
+    def __init__(self, cores: Cores, *, is_foreign: bool = False) -> None:
+        self._cores, self._is_foreign = cores, is_foreign
         self._first: deque[tuple[float, Done]] = deque()
         self._others: deque[tuple[float, Done]] = deque()
         self._is_busy = False
 
     def put(self, now_s: float, seconds: float, done: Done, *, goes_first: bool = False) -> None:
         """One job more of so many seconds. goes_first: before all that wait and do not, never in the midst of a job."""
-        if not self._is_busy:
-            seconds += self._wake_s
         (self._first if goes_first else self._others).append((seconds, done))
         self._work(now_s)
 

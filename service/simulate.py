@@ -90,7 +90,6 @@ class Machine:
     front_s          seconds of the event loop for an image until it is admitted or refused.
     back_s           and for its answer, once it is computed.
     client_s         seconds of the client for an image: half of them to send it, half to read what becomes of it.
-    loop_wake_s      and of the event loop, client_wake_s of the client, whenever it wakes up for something.
     cores            shared by workers, event loop and client; None: each of them has its own.
     ahead            batches that wait ready-made for the next free worker.
     worker_priority  how workers yield to the others.
@@ -106,8 +105,6 @@ class Machine:
     front_s: float = 0.0
     back_s: float = 0.0
     client_s: float = 0.0
-    loop_wake_s: float = 0.0
-    client_wake_s: float = 0.0
     cores: int | None = None
     ahead: int = 0
     worker_priority: WorkerPriority = "low"
@@ -115,7 +112,7 @@ class Machine:
     @property
     def has_loop(self) -> bool:
         """Whether the event loop takes any time."""
-        return self.front_s + self.back_s + self.loop_wake_s > 0
+        return self.front_s + self.back_s > 0
 
     @property
     def plans_count_loop(self) -> bool:
@@ -172,8 +169,7 @@ class Run:
         self._callers: list[_Caller] = []
         self._arrivals: Sequence[Arrival] = ()
         self._cores = Cores(machine.cores, machine.worker_priority)
-        self._loop = Station(self._cores, machine.loop_wake_s)
-        self._client = Station(self._cores, machine.client_wake_s, is_foreign=True)
+        self._loop, self._client = Station(self._cores), Station(self._cores, is_foreign=True)
         self._half_s = machine.client_s / 2
         self._free, self._idle = machine.workers + machine.ahead, machine.workers
         self._ready: deque[Batch] = deque()  # for the workers, of which none is idle then

@@ -86,10 +86,6 @@ class SimulateSettings(Settings):
         allow_inf_nan=False,
         description="time of the client for each image, half of it to send and half to read, in one thread for all",
     )
-    loop_wake_ms: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="and of the event loop, whenever it wakes up for something"
-    )
-    client_wake_ms: float = Field(0.0, ge=0, allow_inf_nan=False, description="the same of the client")
     cores: int | None = Field(
         None, ge=1, description="that workers, event loop and client share; each has its own when absent"
     )
@@ -161,11 +157,9 @@ class Simulation:
             front_s=settings.front_ms / 1e3,
             back_s=settings.back_ms / 1e3,
             client_s=settings.client_ms / 1e3,
-            loop_wake_s=settings.loop_wake_ms / 1e3,
-            client_wake_s=settings.client_wake_ms / 1e3,
             cores=settings.cores,
             # as the service has it on a CPU; without an event loop nothing is worth being ready for
-            ahead=0 if one_per_device or not settings.front_ms + settings.back_ms + settings.loop_wake_ms else 1,
+            ahead=0 if one_per_device or not settings.front_ms + settings.back_ms else 1,
             worker_priority=settings.worker_priority,
         )
         self.policies = [self._checked(name) for name in settings.policies]
@@ -237,8 +231,6 @@ class Simulation:
             "front_ms": s.front_ms,
             "back_ms": s.back_ms,
             "client_ms": s.client_ms,
-            "loop_wake_ms": s.loop_wake_ms,
-            "client_wake_ms": s.client_wake_ms,
             "cores": s.cores,
             "worker_priority": s.worker_priority,
             "queue_capacity_images": machine.capacity_images,
@@ -263,8 +255,6 @@ def command(settings: SimulateSettings) -> str:
         "front_ms",
         "back_ms",
         "client_ms",
-        "loop_wake_ms",
-        "client_wake_ms",
         "cores",
         "worker_priority",
         "queue_capacity_images",

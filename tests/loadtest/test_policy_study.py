@@ -19,8 +19,6 @@ from loadtest.policy_plan import (
     RATE_STEP,
     TAUS,
     Capacity,
-    Effort,
-    Efforts,
     Outcome,
     base_share,
     capacity,
@@ -75,84 +73,50 @@ class NoServer:
 TIMINGS = [{"width": width, "batch": 1, "p50_s": seconds} for width, seconds in ((None, 0.001), (0, 0.0005))]
 
 
-def always(ms):
-    """The same at any rate."""
-    return Efforts(Effort(ms), Effort(ms))
-
-
 def test_what_the_loop_and_the_generator_take_is_no_workers_time():
-    found = capacity(500.0, 2, TIMINGS, 0.25, always(1.0), always(0.4))
+    found = capacity(500.0, 2, TIMINGS, 0.25, loop_ms=1.0, client_ms=0.4)
     assert found == Capacity(500.0, 2, pytest.approx(4.0 - 1.5 - 1.4), 0.25, 0.6, pytest.approx(0.4), 0.4)
     assert found.loop_ms == pytest.approx(1.0)
-    assert capacity(500.0, 2, TIMINGS, 0.25, always(0.0), always(0.0)).overhead_ms == overhead_ms(500.0, 2, TIMINGS)
-
-
-def test_what_an_image_costs_more_in_calm_traffic_is_waking_up():
-    loop = Efforts(busy=Effort(1.0, wakes=0.5), calm=Effort(1.8, wakes=2.5))
-    client = Efforts(busy=Effort(0.4, wakes=1.0), calm=Effort(0.5, wakes=1.5))
-    found = capacity(500.0, 2, TIMINGS, 0.25, loop, client)
-    assert (found.loop_wake_ms, found.loop_ms) == (pytest.approx(0.4), pytest.approx(0.8))
-    assert (found.client_wake_ms, found.client_ms) == (pytest.approx(0.2), pytest.approx(0.2))
-    assert found.overhead_ms == pytest.approx(4.0 - 1.5 - 1.4)  # of what both took at C0, waking up included
-
-
-@pytest.mark.parametrize("calm", [Effort(0.9, 2.0), Effort(1.5, 0.5), Effort(1.5, 0.2)])
-def test_waking_up_costs_nothing_where_calm_traffic_does_not_show_it(calm):
-    efforts = Efforts(Effort(1.0, 0.5), calm)
-    assert (efforts.wake_ms, efforts.image_ms) == (0.0, 1.0)
+    assert capacity(500.0, 2, TIMINGS, 0.25, 0.0, 0.0).overhead_ms == overhead_ms(500.0, 2, TIMINGS)
 
 
 def test_the_loop_takes_no_longer_than_the_rate_allows():
-    found = capacity(500.0, 2, TIMINGS, 0.0, always(2.3), always(1.0))
+    found = capacity(500.0, 2, TIMINGS, 0.0, loop_ms=2.3, client_ms=1.0)
     assert (found.loop_ms, found.overhead_ms) == (pytest.approx(2.0), 0.0)
 
 
 def test_the_twin_is_told_of_every_cost():
-    around = {"front_ms": 0.36, "back_ms": 0.24, "client_ms": 0.3, "loop_wake_ms": 0.04, "client_wake_ms": 0.05}
-    flags = replace(CAPACITY, **around).twin_flags()
+    flags = replace(CAPACITY, front_ms=0.36, back_ms=0.24, client_ms=0.3).twin_flags()
     assert flags == {
         "--workers": "2", "--overhead-ms": "1.500", "--look-ms": "0.250", "--front-ms": "0.360", "--back-ms": "0.240",
-        "--client-ms": "0.300", "--loop-wake-ms": "0.040", "--client-wake-ms": "0.050", "--cores": "2",
+        "--client-ms": "0.300", "--cores": "2",
     }  # fmt: skip
 
 
 def test_costs_around_batches_are_read_at_both_ends_of_a_run(monkeypatch, tmp_path):
-    """No server: the loop takes 0.7 ms and 1.5 wakes, in calm traffic 0.8 ms and 2; the generator 0.3 and 1."""
-    readings = iter([Effort(5000.0, 10), Effort(5700.0, 1510), Effort(5.0, 10), Effort(805.0, 2010)])
-    generator = SimpleNamespace(cpu_ms_per_request=0.3, wakes_per_request=1.0)
-    record = SimpleNamespace(trace=SimpleNamespace(requests=1000), generator=generator)
+    """No server: one image takes the loop 0.7 ms and the generator 0.3."""
+    readings = iter([5.0, 5.7])
+    record = SimpleNamespace(trace=SimpleNamespace(requests=1000), generator=SimpleNamespace(cpu_ms_per_request=0.3))
     spec = SimpleNamespace(image_count=10, operating_point=0, worker_priority="low", model="m", images=Path("some.zip"),
                            repository=None)  # fmt: skip
     monkeypatch.setattr(policy_study, "Server", NoServer)
-    monkeypatch.setattr(policy_study, "_loop_so_far", lambda _: next(readings))
+    monkeypatch.setattr(policy_study, "_loop_cpu_s", lambda _: next(readings))
     monkeypatch.setattr(policy_study, "_run", lambda *_: record)
-    loop, client = policy_study._around_batches(spec, tmp_path, 100.0)
-    assert loop == (pytest.approx((0.7, 1.5)), pytest.approx((0.8, 2.0)))
-    assert client == (Effort(0.3, 1.0), Effort(0.3, 1.0))
-    for rate, requests in ((100.0, 800), (25.0, 200)):
-        assert len((tmp_path / f"around-{rate}.csv").read_text().splitlines()) == pytest.approx(requests, rel=0.2)
+    assert policy_study._around_batches(spec, tmp_path, 100.0) == (pytest.approx(0.7), 0.3)
+    assert len((tmp_path / "around.csv").read_text().splitlines()) == pytest.approx(800, rel=0.1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps the time of threads")
 def test_the_loop_is_the_first_thread_of_its_process():
     """Here: of this one, in which another thread is busy."""
     own = SimpleNamespace(pid=os.getpid())
-    before_ms = policy_study._loop_so_far(own).ms
+    before_s = policy_study._loop_cpu_s(own)
     other = threading.Thread(target=_busy)
     other.start()
     other.join()
-    other_ms = policy_study._loop_so_far(own).ms - before_ms
+    other_s = policy_study._loop_cpu_s(own) - before_s
     _busy()
-    assert policy_study._loop_so_far(own).ms - before_ms - other_ms > 50 > other_ms
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel counts how often a thread sleeps")
-def test_a_loop_wakes_up_as_often_as_it_has_slept():
-    own = SimpleNamespace(pid=os.getpid())
-    before = policy_study._loop_so_far(own).wakes
-    for _ in range(20):
-        time.sleep(0.001)
-    assert 20 <= policy_study._loop_so_far(own).wakes - before < 40
+    assert policy_study._loop_cpu_s(own) - before_s - other_s > 0.05 > other_s
 
 
 def _busy():
@@ -224,7 +188,7 @@ def test_the_report_says_what_is_no_workers_time():
     measured = replace(CAPACITY, front_ms=0.36, back_ms=0.24, client_ms=0.3)
     text = markdown(measured, outcomes(0.9, 0.8), outcomes(0.9, 0.8), [], describe(), 20.0)
     assert "0.60 ms to the event loop (0.36 ms until it is admitted, 0.24 ms for its answer" in text
-    assert "0.30 ms to the generator, and 0.000 and 0.000 ms whenever these wake up" in text
+    assert "0.30 ms to the generator" in text
 
 
 @pytest.fixture

@@ -72,14 +72,6 @@ def test_a_worker_waits_for_the_loop_unless_a_batch_is_ready():
     assert Replay(arrivals, front_s=1.0, ahead=1).ends[1] == pytest.approx(3.0 + 2.0)
 
 
-def test_the_loop_and_the_client_wake_up_when_they_have_had_nothing_to_do():
-    alone = Replay(at(0.0), front_s=1.0, back_s=0.5, client_s=0.5, loop_wake_s=0.125, client_wake_s=0.0625)
-    assert alone.ends == pytest.approx([0.3125 + 1.125 + 2.0 + 0.625 + 0.3125])
-    loop = {"workers": 2, "front_s": 3.0, "back_s": 0.5}
-    first, second = Replay(at(0.0, 0.1), loop_wake_s=0.125, **loop).ends  # the loop is busy when the first is computed
-    assert (first, second) == pytest.approx((0.125 + 3.0 + 3.0 + 0.5, 0.125 + 6.0 + 0.5 + 2.0 + 0.5 - 0.5 + 0.125))
-
-
 def test_the_client_sends_and_reads_in_one_thread():
     assert Replay(at(0.0), client_s=1.0).ends == pytest.approx([3.0])
     assert Replay(at(0.0, 0.0), workers=2, client_s=1.0).ends == pytest.approx([3.0, 3.5])
@@ -179,8 +171,6 @@ MACHINES = st.fixed_dictionaries(
         "front_s": st.sampled_from([0.0, 0.3, 1.0]),
         "back_s": st.sampled_from([0.0, 0.2, 1.0]),
         "client_s": st.sampled_from([0.0, 0.4, 2.0]),
-        "loop_wake_s": st.sampled_from([0.0, 0.1]),
-        "client_wake_s": st.sampled_from([0.0, 0.1]),
         "cores": st.sampled_from([None, 1, 2, 3]),
         "ahead": st.integers(0, 2),
         "overhead_s": st.sampled_from([0.0, 0.5]),
