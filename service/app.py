@@ -168,7 +168,7 @@ async def _warm_all(state: ServiceState, checkpoints: Mapping[str, Checkpoint]) 
             state.models[name] = model
             log.info(
                 "model_ready", model=name, version=model.manifest.version, operating_point=model.operating_point,
-                latency_ms=_table_ms(warm.table),
+                worker_cores=model.worker_cores, latency_ms=_table_ms(warm.table),
             )  # fmt: skip
     except Exception:  # whatever it is, it is logged and ends the service
         log.exception("warm_up_failed")

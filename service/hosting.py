@@ -149,6 +149,7 @@ class HostedModel:
 
     operating_point  index of the one in use; None where the greatest gate logit wins.
     process          what images cost this process beside their batches.
+    worker_cores     the core of each worker; empty where they run on any.
 
     Raises SettingError when the model has no such operating point.
     """
@@ -181,10 +182,11 @@ class HostedModel:
         self._scheduler = Scheduler(policy, times, self.workers, has_exit=manifest.has_exit)
         self._lag, self._process = Delay(), process
         looks = looks_of(policy, decision)
+        self.worker_cores = self._cores(settings) if is_cpu else []
         ahead = 1 if is_cpu else 0  # where batches pay, what waits had better become a larger one
         self.batcher = Batcher(
             warm.engine, self._scheduler, looks, self.telemetry, process, self.capacity,
-            worker_start(settings.worker_priority, self._cores(settings) if is_cpu else ()), ahead,
+            worker_start(settings.worker_priority, self.worker_cores), ahead,
         )  # fmt: skip
 
     @property
@@ -193,7 +195,8 @@ class HostedModel:
         return self.table.image_seconds(0)
 
     def _cores(self, settings: Settings) -> list[int]:
-        return own_cores(self.workers, settings.pin_workers, settings.worker_priority, self.narrowest_s)
+        is_alone = len(settings.model) == 1 and settings.model_control == "none"
+        return own_cores(self.workers, settings.pin_workers, settings.worker_priority, self.narrowest_s, is_alone)
 
     def retry_after_s(self) -> float:
         """When a refused client may try again, predicted from the backlog."""

@@ -304,7 +304,7 @@ class Logits:
 
 
 def likeliest(probabilities_K: NDArray[np.float64], top_k: int) -> NDArray[np.intp]:
-    """The ``top_k`` highest, highest first; of equal ones the lower index first."""
+    """The ``top_k`` highest, of 1..K, highest first; of equal ones the lower index first. None may be NaN."""
     if probabilities_K.size <= SORTED_WHOLE:
         return (-probabilities_K).argsort(kind="stable")[:top_k]
     least = np.partition(probabilities_K, -top_k)[-top_k]

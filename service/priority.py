@@ -9,12 +9,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from service.settings import WorkerPriority, usable_cores
+from service.settings import CPU_MAX, WorkerPriority, quota_cores
 
 WORKER_NICENESS = 5
 PINNED_FROM_S = 1e-3
-"""Seconds of an image on a worker. Workers of shorter ones sleep so often that a core of their own would make them wait
-for the event loop while another core is free (docs/adr/0018)."""
+"""Seconds of an image on a worker. Workers of shorter ones sleep so often that on a core of their own they stop the
+event loop, which is there, while another core is free. Between two networks that were measured (docs/adr/0018)."""
 
 
 def worker_start(priority: WorkerPriority, cores: Iterable[int] = ()) -> Callable[[], None]:
@@ -23,27 +23,33 @@ def worker_start(priority: WorkerPriority, cores: Iterable[int] = ()) -> Callabl
 
     def start() -> None:
         yield_to_others(priority)
-        if left:
-            with contextlib.suppress(OSError):  # a sandbox may forbid it
-                os.sched_setaffinity(threading.get_native_id(), {left.popleft()})
+        with contextlib.suppress(IndexError, OSError):  # none is left; or a sandbox forbids it
+            os.sched_setaffinity(threading.get_native_id(), {left.popleft()})
 
     return start
 
 
-def own_cores(workers: int, pinned: bool | None, priority: WorkerPriority, image_s: float) -> list[int]:
-    """A core for each worker, or none where they may run on any.
+def own_cores(
+    workers: int, pinned: bool | None, priority: WorkerPriority, image_s: float, is_alone: bool
+) -> list[int]:  # fmt: skip
+    """A core for each worker of one model, or none where they may run on any.
 
-    pinned   whether they shall; None: where they are as many as the cores that the process may use in full, and either
-             give way at once or have enough to do. image_s: seconds of one image through the narrowest slice, alone.
+    pinned    whether they shall; None: where no other model may be served, they are as many as the cores that the
+              process may use in full, and they either give way at once or have enough to do.
+    image_s   seconds of one image through the narrowest slice, alone.
+    is_alone  no other model is served or can be loaded.
 
     Linux leaves a core idle for the moment between two short waits while two workers share another one; each on its own
-    core is never idle as long as there is work. Elsewhere than on Linux there is none.
+    core is never idle as long as there is work. Elsewhere than on Linux there is none. The first workers of two models
+    would have the same core, and other threads of a busy one may stop a worker that cannot leave it.
     """
     if sys.platform != "linux":
         return []
     cores = sorted(os.sched_getaffinity(0))
     if pinned is None:
-        pinned = workers == len(cores) == usable_cores() and (priority == "idle" or image_s >= PINNED_FROM_S)
+        quota = quota_cores(CPU_MAX)
+        is_whole = workers == len(cores) and (quota is None or quota >= len(cores))
+        pinned = is_alone and is_whole and (priority == "idle" or image_s >= PINNED_FROM_S)
     return [cores[worker % len(cores)] for worker in range(workers)] if pinned else []
 
 

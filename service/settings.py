@@ -80,8 +80,9 @@ class Settings(BaseSettings):
     )
     pin_workers: bool | None = Field(
         None,
-        description="whether each worker keeps to a core of its own, on Linux; absent: where workers are as many as "
-        "the cores that the service may use in full, and take at least 1 ms per image or have the priority idle",
+        description="whether each worker keeps to a core of its own, on Linux and a CPU; absent: where one model is "
+        "served, workers are as many as the cores that the service may use in full, and either an image takes the "
+        "narrowest slice at least 1 ms or their priority is idle",
     )
     policy: str = Field(
         "gate_slack",
@@ -219,11 +220,12 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 def usable_cores() -> int:
     """Cores that this process may use: its affinity, and no more than its container's CPU quota, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, quota_cores(CPU_MAX) or cores)
+    quota = quota_cores(CPU_MAX)
+    return cores if quota is None else min(cores, max(1, math.ceil(quota)))
 
 
-def quota_cores(file: Path) -> int | None:
-    """Cores that a cgroup (v2) may use, rounded up; None where it has no quota, or is none.
+def quota_cores(file: Path) -> float | None:
+    """Cores that a cgroup (v2) may use, in parts, too; None where it has no quota, or is none.
 
     file  its cpu.max: microseconds, or ``max``, per period of so many microseconds. Source: Linux, cgroup-v2, "CPU".
     """
@@ -231,7 +233,7 @@ def quota_cores(file: Path) -> int | None:
         quota, period = map(int, file.read_text().split())
     except (OSError, ValueError):
         return None
-    return max(1, math.ceil(quota / period))
+    return quota / period
 
 
 def unknown_variables() -> list[str]:

@@ -1,6 +1,7 @@
 """Served models whose gate has operating points, and an architecture that the service never names."""
 
 import math
+import os
 import time
 from unittest.mock import Mock
 
@@ -10,6 +11,7 @@ import torch
 from support import CLASSES, TINY_INPUT, calibrated_gate, random_image, tiny_net, tiny_resnet
 
 import service.hosting
+import service.priority
 from models.checkpoint import Measured, load, resolve, save
 from models.transform import load_image
 from service.api.schemas import ModelInfo
@@ -211,3 +213,31 @@ def test_plans_count_the_overhead_where_it_is_taken_from_the_workers(monkeypatch
     process.learn(now_s + 0.5, 100 * 0.5)
     model._scheduler.make_room(now_s + 0.5, math.inf, Window(0, 3), 3)
     assert (model._scheduler.finish_s(now_s, math.inf, Window(0, 3)) > bare_s) == every
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no thread has a core of its own here")
+@pytest.mark.parametrize(
+    ("seconds", "device", "given", "is_pinned"),
+    [
+        (1e-3, "cpu", {}, True),
+        (1e-6, "cpu", {}, False),  # of the narrowest slice; the widest takes a second
+        (1e-6, "cpu", {"worker_priority": "idle"}, True),
+        (1e-6, "cpu", {"pin_workers": True}, True),
+        (1e-3, "cpu", {"pin_workers": False}, False),
+        (1e-3, "cpu", {"model": ["pointed", "resnet"]}, False),
+        (1e-3, "cpu", {"model_control": "explicit"}, False),
+        (1e-3, "cuda", {"pin_workers": True}, False),
+    ],
+)
+def test_workers_are_pinned_where_the_settings_or_the_machine_have_it_so(
+    monkeypatch, calibrated, seconds, device, given, is_pinned
+):
+    monkeypatch.setattr(service.priority, "quota_cores", lambda _: None)
+    cores = sorted(os.sched_getaffinity(0))
+    checkpoint = load(resolve(calibrated, "pointed"))
+    engine = Mock(device=device, workers=len(cores), has_exit=False)
+    times = {(None, 1): seconds, (0, 1): seconds} | {(width, 1): 1.0 for width in (1, 2, 3)}
+    settings = Settings(_cli_parse_args=[], **given)
+    model = HostedModel(checkpoint.manifest, WarmEngine(engine, LatencyTable(times)), settings, Telemetry(), Overhead())
+    seen = list(model.batcher._pool.map(lambda _: sorted(os.sched_getaffinity(0)), range(1)))
+    assert seen == ([cores[:1]] if is_pinned else [cores])

@@ -63,38 +63,49 @@ def test_a_sandbox_that_forbids_it_leaves_workers_where_they_are(monkeypatch):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Cores 2, 3, 6 and 7, of which so many may be used in full."""
+    """Cores 2, 3, 6 and 7, and a quota."""
 
-    def has(usable):
+    def has(quota):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 3, 2, 6})
-        monkeypatch.setattr(priority, "usable_cores", lambda: usable)
+        monkeypatch.setattr(priority, "quota_cores", lambda _: quota)
 
     return has
 
 
 @pytest.mark.parametrize(
-    ("workers", "usable", "kind", "image_s", "is_pinned"),
+    ("workers", "quota", "others", "is_pinned"),
     [
-        (4, 4, "low", PINNED_FROM_S, True),
-        (4, 4, "low", PINNED_FROM_S * 0.99, False),  # small networks: the event loop would wait
-        (4, 4, "idle", 0.0, True),  # it never does for these
-        (3, 4, "low", 1.0, False),  # a core would be without a worker, and two processes would share the first ones
-        (5, 4, "low", 1.0, False),
-        (2, 2, "low", 1.0, False),  # a container's quota of 2 cores, anywhere on 4
+        (4, None, ("low", PINNED_FROM_S, True), True),
+        (4, None, ("low", PINNED_FROM_S * 0.99, True), False),  # small networks: the event loop would wait
+        (4, None, ("idle", 0.0, True), True),  # it never does for these
+        (4, None, ("idle", 1.0, False), False),  # their first workers would share a core
+        (4, None, ("low", 1.0, False), False),
+        (
+            3,
+            None,
+            ("low", 1.0, True),
+            False,
+        ),  # a core would be without a worker, and two processes would share the first
+        (5, None, ("low", 1.0, True), False),
+        (4, 4.0, ("low", 1.0, True), True),
+        (4, 3.5, ("low", 1.0, True), False),  # rounded up to 4 workers that are throttled together
+        (2, 2.0, ("low", 1.0, True), False),  # a container's two cores, anywhere on four
     ],
 )
-def test_workers_keep_to_their_cores_where_they_fill_the_machine(machine, workers, usable, kind, image_s, is_pinned):
-    machine(usable)
-    assert own_cores(workers, None, kind, image_s) == ([2, 3, 6, 7] if is_pinned else [])
+def test_workers_keep_to_their_cores_where_they_fill_the_machine(machine, workers, quota, others, is_pinned):
+    """others: priority, seconds of an image, whether no other model may be served."""
+    machine(quota)
+    assert own_cores(workers, None, *others) == ([2, 3, 6, 7] if is_pinned else [])
 
 
 def test_the_setting_has_the_last_word(machine):
-    machine(4)
-    assert own_cores(4, False, "idle", 1.0) == []
-    assert own_cores(2, True, "low", 0.0) == [2, 3]
-    assert own_cores(6, True, "low", 0.0) == [2, 3, 6, 7, 2, 3]
+    machine(1.0)
+    assert own_cores(4, False, "idle", 1.0, True) == []
+    assert own_cores(2, True, "low", 0.0, False) == [2, 3]
+    assert own_cores(2, True, "low", 0.0, True) == [2, 3]
+    assert own_cores(6, True, "low", 0.0, True) == [2, 3, 6, 7, 2, 3]
 
 
 def test_elsewhere_than_on_linux_workers_run_anywhere(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert own_cores(1, True, "idle", 1.0) == []
+    assert own_cores(1, True, "idle", 1.0, True) == []

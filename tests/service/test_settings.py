@@ -59,7 +59,7 @@ def test_variables_that_nothing_reads_are_found(monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "cores"),
-    [("200000 100000\n", 2), ("150000 100000\n", 2), ("1000 100000\n", 1), ("max 100000\n", None), ("", None)],
+    [("200000 100000\n", 2), ("150000 100000\n", 1.5), ("1000 100000\n", 0.01), ("max 100000\n", None), ("", None)],
 )
 def test_a_cpu_quota_is_seen(tmp_path, text, cores):
     (tmp_path / "cpu.max").write_text(text)
@@ -67,7 +67,9 @@ def test_a_cpu_quota_is_seen(tmp_path, text, cores):
     assert quota_cores(tmp_path / "nowhere") is None
 
 
-def test_a_quota_bounds_the_cores(monkeypatch, tmp_path):
-    (tmp_path / "cpu.max").write_text("100000 100000")
+@pytest.mark.parametrize(("cores", "usable"), [("1", 1), ("0.01", 1), ("1.5", 2), ("64", 4)])
+def test_a_quota_bounds_the_cores_and_is_rounded_up(monkeypatch, tmp_path, cores, usable):
+    (tmp_path / "cpu.max").write_text(f"{float(cores) * 100_000:.0f} 100000")
     monkeypatch.setattr(settings_module, "CPU_MAX", tmp_path / "cpu.max")
-    assert usable_cores() == 1
+    monkeypatch.setattr(settings_module.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert usable_cores() == usable
