@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +47,15 @@ class GateCalibration:
 
     def probabilities(self, gate_logits_NG: F32) -> F32:
         """P(right) [N, L] of every slice."""
-        # Not a matrix product: BLAS rounds by batch size, and a tie would then depend on an image's batch-mates.
-        products_NLG = gate_logits_NG[:, None, :] * np.asarray(self.weight, np.float32)
-        log_odds_NL = products_NLG.sum(2) + np.asarray(self.bias, np.float32)
-        p_NL: F32 = (0.5 * (1.0 + np.tanh(0.5 * log_odds_NL))).astype(np.float32)  # never overflows
-        return p_NL
+        return _probabilities(gate_logits_NG, np.asarray(self.weight, np.float32), np.asarray(self.bias, np.float32))
+
+
+def _probabilities(gate_logits_NG: F32, weight_LG: F32, bias_L: F32) -> F32:
+    """Of as many slices as there are rows of weights."""
+    # Not a matrix product: BLAS rounds by batch size, and a tie would then depend on an image's batch-mates.
+    log_odds_NL = np.add.reduce(gate_logits_NG[:, None, :] * weight_LG, axis=2) + bias_L
+    p_NL: F32 = 0.5 * (1.0 + np.tanh(0.5 * log_odds_NL))  # never overflows
+    return p_NL
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +72,27 @@ class GateDecision:
     madds: tuple[int, ...]
     calibration: GateCalibration | None = None
     lambda_: float = 0.0
+    _choices_G: NDArray[np.int64] = field(init=False, repr=False, compare=False)
     _penalty_G: F32 = field(init=False, repr=False, compare=False)
+    _weight_GG: F32 = field(init=False, repr=False, compare=False)
+    _bias_G: F32 = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        relative_G = np.asarray([self.madds[choice] / self.madds[-1] for choice in self.choices])
-        object.__setattr__(self, "_penalty_G", (self.lambda_ * relative_G).astype(np.float32))
+        choices_G = np.asarray(self.choices)
+        relative_G = np.asarray(self.madds)[choices_G] / self.madds[-1]
+        penalty_G = (self.lambda_ * relative_G).astype(np.float32)
+        arrays: dict[str, NDArray[Any]] = {"choices_G": choices_G, "penalty_G": penalty_G}
+        if self.calibration is not None:
+            arrays["weight_GG"] = np.asarray(self.calibration.weight, np.float32)[choices_G]
+            arrays["bias_G"] = np.asarray(self.calibration.bias, np.float32)[choices_G]
+        for name, array in arrays.items():  # once: on every batch they would take longer than what is done with them
+            object.__setattr__(self, f"_{name}", array)
 
     def utility(self, gate_logits_NG: F32) -> F32:
         """[N, G]; the greatest is the gate's wish."""
         if self.calibration is None:
             return gate_logits_NG
-        utility_NG: F32 = self.calibration.probabilities(gate_logits_NG)[:, self.choices] - self._penalty_G
+        utility_NG: F32 = _probabilities(gate_logits_NG, self._weight_GG, self._bias_G) - self._penalty_G
         return utility_NG
 
     def worth_of(self, utility_NG: F32) -> F32:
@@ -99,7 +114,7 @@ class GateDecision:
 
     def widths_of(self, utility_NG: F32) -> NDArray[np.int64]:
         """The same from what ``utility`` gave."""
-        widths_N: NDArray[np.int64] = np.asarray(self.choices)[utility_NG.argmax(1)]
+        widths_N: NDArray[np.int64] = self._choices_G[utility_NG.argmax(1)]
         return widths_N
 
     def best_of(self, utility_NG: F32) -> NDArray[np.int64]:
@@ -108,13 +123,13 @@ class GateDecision:
         Wider than the wish where an image would gain and the operating point asks too much for it. Without a
         calibration nothing is known beyond the wish.
         """
-        wish_N = utility_NG.argmax(1)
         if self.calibration is None:
             return self.widths_of(utility_NG)
         p_NG = utility_NG + self._penalty_G
-        goes_on_NG = np.diff(p_NG, axis=1, prepend=p_NG[:, :1]) >= -ROUNDING
-        goes_on_NG |= np.arange(len(self.choices)) <= wish_N[:, None]
-        best_N: NDArray[np.int64] = np.asarray(self.choices)[np.logical_and.accumulate(goes_on_NG, axis=1).sum(1) - 1]
+        stops_NG = np.ones(p_NG.shape, bool)
+        stops_NG[:, :-1] = ~(p_NG[:, 1:] - p_NG[:, :-1] >= -ROUNDING)
+        stops_NG &= np.arange(len(self.choices)) >= utility_NG.argmax(1)[:, None]
+        best_N: NDArray[np.int64] = self._choices_G[stops_NG.argmax(1)]
         return best_N
 
 

@@ -21,7 +21,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import structlog
@@ -247,7 +246,7 @@ class Batcher:
         for entry, (after, look) in zip(batch.entries, execution.seen, strict=True):
             ticket_of(entry).running = False
             waited_s = entry.waited_s + execution.began_s - entry.queued_s
-            going = replace(entry, payload=after, look=look, queued_s=done_s, waited_s=waited_s, trunk_s=seconds)
+            going = entry.after_trunk(after, look, done_s, waited_s, seconds)
             seen.append(going)
             if self._scheduler.is_answered(going):
                 ticket_of(going).answered = going

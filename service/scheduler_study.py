@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
 from statistics import median
 from typing import Annotated, Any
@@ -110,7 +109,7 @@ class _Bench:
         if batch.step is Step.TRUNK:
             picks = self._rng.integers(KNOWN_LOOKS, size=len(batch.entries))
             pairs = zip(batch.entries, picks, strict=True)
-            seen = [replace(entry, look=self._looks[pick], queued_s=now_s) for entry, pick in pairs]
+            seen = [e.after_trunk(e.payload, self._looks[pick], now_s, 0.0, 0.0) for e, pick in pairs]
             self._timed(lambda: scheduler.push_seen(seen, now_s))  # an exit's images are done
 
     def _seconds(self, batch: Batch) -> tuple[float, float]:

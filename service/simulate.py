@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
@@ -279,7 +279,8 @@ class Run:
     def _after_trunk(self, batch: Batch, now_s: float) -> Batch | None:
         """Those that an early exit serves, if any; the others wait for their bodies."""
         looks = (self._looks[self._arrivals[entry.payload].image] for entry in batch.entries)
-        seen = [replace(entry, look=look, queued_s=now_s) for entry, look in zip(batch.entries, looks, strict=True)]
+        rows = zip(batch.entries, looks, strict=True)
+        seen = [entry.after_trunk(entry.payload, look, now_s, 0.0, 0.0) for entry, look in rows]
         at_exit = self._scheduler.push_seen(seen, now_s)
         if at_exit is not None and self._process is not None:
             self._process.worked(0.0, len(at_exit.entries))

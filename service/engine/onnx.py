@@ -45,9 +45,9 @@ class OnnxEngine:
 
     def trunk(self, images: Sequence[Image]) -> TrunkResult:
         if all(image.dtype == np.uint8 for image in images):
-            features, gate_inputs = self._pixels_trunk.run(None, {"pixels": np.stack(images)})
+            features, gate_inputs = self._pixels_trunk.run(None, {"pixels": np.array(images)})
         else:
-            images_NCHW = np.stack([self._normalised(image) for image in images])
+            images_NCHW = np.array([self._normalised(image) for image in images])
             features, gate_inputs = self._trunk.run(None, {"images": images_NCHW})
         return TrunkResult(list(map(Exited, features, gate_inputs)) if self.has_exit else features, gate_inputs)
 
@@ -60,8 +60,8 @@ class OnnxEngine:
 
     def body(self, width: int, features: Sequence[Feature]) -> F32:
         if self.has_exit and width == 0:
-            return np.stack([exited.logits_K for exited in features])
-        stacked = np.stack([exited.feature for exited in features] if self.has_exit else features)
+            return np.array([exited.logits_K for exited in features])
+        stacked = np.array([exited.feature for exited in features] if self.has_exit else features)
         logits_NK: F32 = self._bodies[width].run(None, {"features": stacked})[0]
         return logits_NK
 
