@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -41,6 +41,8 @@ class Capacity:
     front_ms      of the event loop for each image until it is admitted; back_ms: and for its answer. client_ms: of the
                   generator for each image. All 0 in files from before they were measured: overhead_ms holds them.
     worker_priority  that servers were given.
+    loop_per_s    images per second of a loop without HTTP on all cores, when this was measured: how fast the machine
+                  was. 0 where nobody looked.
     """
 
     images_per_s: float
@@ -51,6 +53,7 @@ class Capacity:
     back_ms: float = 0.0
     client_ms: float = 0.0
     worker_priority: str = "low"
+    loop_per_s: float = 0.0
 
     @property
     def tau0_ms(self) -> float:
@@ -59,6 +62,13 @@ class Capacity:
     def slo_ms(self, cv2: int) -> float:
         """To a tenth of a millisecond, as it is sent."""
         return round(TAUS[cv2] * self.tau0_ms, 1)
+
+    def at_speed(self, speed: float) -> Capacity:
+        """What a machine bears that is so many times as fast."""
+        times = ("overhead_ms", "look_ms", "front_ms", "back_ms", "client_ms")
+        faster = {name: getattr(self, name) / speed for name in times}
+        rates = {name: getattr(self, name) * speed for name in ("images_per_s", "loop_per_s")}
+        return replace(self, **rates, **faster)
 
     @property
     def loop_ms(self) -> float:
@@ -73,7 +83,10 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one trace under one policy. top1: of the answers in time, None where none is judged."""
+    """Of one trace under one policy. top1: of the answers in time, None where none is judged.
+
+    speed  of the machine when it ran, as a multiple of what it was when its capacity was measured.
+    """
 
     cv2: int
     seed: int
@@ -81,6 +94,7 @@ class Outcome:
     attainment: float
     top1: float | None
     late_sends: int = 0
+    speed: float = 1.0
 
 
 def sustained(holds: Callable[[float], bool], most_per_s: float) -> float:

@@ -31,7 +31,7 @@ def markdown(
     seeds, twin_seeds = (1 + max(one.seed for one in outcomes) for outcomes in (live, twin))
     same = [one for one in twin if one.seed < seeds]
     lines = ["# Policies under bursts", "", *machine_lines(machine), "", *_setting(capacity, duration_s), ""]
-    lines += [f"## Live, {seeds} seeds", "", *_means(live), "", *_against_the_bound(live, same), ""]
+    lines += [f"## Live, {seeds} seeds", "", *_paces(live), *_means(live), "", *_against_the_bound(live, same), ""]
     lines += [f"## In the offline twin, {twin_seeds} seeds", "", *_means(twin), ""]
     lines += ["## In the offline twin, less slackfit", "", *_comparisons(comparisons), ""]
     lines += [f"## The twin against the machine, the same {seeds} seeds", "", *_twin_error(live, same), ""]
@@ -64,6 +64,18 @@ def _beside(capacity: Capacity) -> str:
         f"{capacity.back_ms:.2f} ms for its answer; that split is assumed) and {capacity.client_ms:.2f} ms to the "
         f"generator, as measured at C0, on {capacity.workers} cores for all; worker time is what that leaves of tau0"
     )
+
+
+def _paces(live: Sequence[Outcome]) -> list[str]:
+    speeds = [one.speed for one in live]
+    if set(speeds) == {1.0}:
+        return []
+    return [
+        "Right before each run a loop without HTTP, at the narrowest width on all cores, says how fast the machine is: "
+        f"{min(speeds):.2f} to {max(speeds):.2f} of what it was when C0 was measured. The run's trace and its budgets "
+        "are stretched accordingly.",
+        "",
+    ]
 
 
 def _means(outcomes: Sequence[Outcome]) -> list[str]:

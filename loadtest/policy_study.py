@@ -10,16 +10,18 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, TypeVar
 
 import numpy as np
 
 from loadtest.account_readings import read_process
-from loadtest.arms import BenchError, HttpArm, Window
+from loadtest.arms import BenchError, CommandArm, HttpArm, Window
 from loadtest.comparisons import Network, script, slicewise_server
 from loadtest.machine import describe, usable_cores
 from loadtest.mix import Mix
@@ -44,13 +46,15 @@ from loadtest.policy_report import markdown
 from loadtest.provenance import shown_command
 from loadtest.run_report import RunRecord
 from loadtest.servers import Fleet, Server, ServerSpec
-from loadtest.trace_file import Origin, fill, write_trace
+from loadtest.trace_file import Origin, Trace, fill, read_origin, read_trace, write_trace
 from loadtest.traces import poisson
 from loadtest.victim import Victim
 
 CAPACITY, REPORT = "capacity.json", "report.md"
 SATURATING_CLIENTS, PROBE_S = 32, 8.0
+SPEED_WINDOW = Window(0.5, 2.0)
 NARROWEST = "fixed:0"
+T = TypeVar("T")
 
 
 def configure_policies(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +88,8 @@ def run_policies(arguments: argparse.Namespace) -> None:
     claim(a.out, shown_command("policies", a))
     capacity = _capacity(a)
     _write_traces(a, capacity)
-    live = [_live(a, cv2, seed, policy) for cv2 in TAUS for seed in range(a.seeds) for policy in a.live.split(",")]
+    policies = a.live.split(",")
+    live = [_live(a, capacity, cv2, seed, p) for cv2 in TAUS for seed in range(a.seeds) for p in policies]
     twin, comparisons = _twin(a, capacity)
     text = markdown(capacity, live, twin, comparisons, describe(), a.duration_s)
     (a.out / REPORT).write_text(text, encoding="utf-8")
@@ -120,19 +125,42 @@ def _capacity(a: argparse.Namespace) -> Capacity:
     kept = a.out / CAPACITY
     if not kept.exists():
         work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
-        rate, unasked = (_sustained(a, work, policy) for policy in (NARROWEST, "fixed:1"))
-        looked = _sustained(a, work, "gate", *slice_1_alone(_slices(a, work)))
+        rate, loop_per_s = _paced(a, partial(_sustained, a, work, NARROWEST))
+        unasked, pace_unasked = _paced(a, partial(_sustained, a, work, "fixed:1"))
+        alone = slice_1_alone(_slices(a, work))
+        looked, pace_looked = _paced(a, partial(_sustained, a, work, "gate", *alone))
+        (loop_ms, client_ms), pace_around = _paced(a, partial(_around_batches, a, work, rate))
         profile, cores = work / "profile.json", usable_cores()
         call("slicewise", "profile", *where(a), "--json-out", str(profile))
         (measured,) = json.loads(profile.read_bytes())
+        unasked, looked = unasked * loop_per_s / pace_unasked, looked * loop_per_s / pace_looked
+        slower = pace_around / loop_per_s
         asking_ms = look_ms(unasked, looked, cores)
-        found = capacity_of(rate, cores, measured["timings"], asking_ms, *_around_batches(a, work, rate))
-        found = replace(found, worker_priority=a.worker_priority)
+        found = capacity_of(rate, cores, measured["timings"], asking_ms, loop_ms * slower, client_ms * slower)
+        found = replace(found, worker_priority=a.worker_priority, loop_per_s=loop_per_s)
         kept.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
         at_1 = f"at slice 1 {unasked:.1f} images/s, asked {looked:.1f}"
         around = f"event loop {found.loop_ms:.3f} ms, generator {found.client_ms:.3f} ms"
         say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms, {around}; {at_1}")
     return Capacity(**json.loads(kept.read_bytes()))
+
+
+def _paced(a: argparse.Namespace, measure: Callable[[], T]) -> tuple[T, float]:
+    """What it finds, and how fast the machine was, just before and just after."""
+    before = _loop_per_s(a)
+    found = measure()
+    return found, fmean((before, _loop_per_s(a)))
+
+
+def _loop_per_s(a: argparse.Namespace) -> float:
+    """Images per second of a loop without HTTP at the narrowest width, on all cores: how fast the machine is now."""
+    workers = usable_cores()
+    loop = (
+        script("slicewise"), "profile", *where(a), "--workers", str(workers), "--loop-only", "true", "--loop-s",
+        "{seconds}", "--loop-warm-up-s", "{warm_up}", "--loop-images", str(a.images), "--loop-mix", "0:1",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="slicewise-load-") as work, Fleet(Path(work)) as fleet:
+        return CommandArm("bare loop", loop, workers).measure(fleet, SPEED_WINDOW).images_per_s
 
 
 def _slices(a: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
@@ -238,10 +266,27 @@ def _write_traces(a: argparse.Namespace, capacity: Capacity) -> None:
             write_trace(fill(arrivals, a.image_count, [mix], seed), _trace(a, cv2, seed), origin)
 
 
-def _live(a: argparse.Namespace, cv2: int, seed: int, policy: str) -> Outcome:
-    out = a.out / "live" / f"{trace_name(cv2, seed)}-{policy.replace(':', '-')}"
-    figures = served(a, policy, _trace(a, cv2, seed), out)
-    return Outcome(cv2, seed, policy, figures.attainment or 0.0, figures.top1, figures.late_sends)
+def _live(a: argparse.Namespace, capacity: Capacity, cv2: int, seed: int, policy: str) -> Outcome:
+    """On the trace as it is on a machine that is as fast as this one is now."""
+    name = f"{trace_name(cv2, seed)}-{policy.replace(':', '-')}"
+    stretched, out = a.out / "traces" / "live" / f"{name}.csv", a.out / "live" / name
+    if not (out / "results.json").exists():
+        speed = _loop_per_s(a) / capacity.loop_per_s if capacity.loop_per_s else 1.0
+        stretched.parent.mkdir(exist_ok=True)
+        _stretch(_trace(a, cv2, seed), stretched, speed, capacity.at_speed(speed).slo_ms(cv2))
+    figures, origin = served(a, policy, stretched, out), read_origin(stretched)
+    speed = 1.0 if origin is None else origin.parameters["speed"]
+    return Outcome(cv2, seed, policy, figures.attainment or 0.0, figures.top1, figures.late_sends, speed)
+
+
+def _stretch(path: Path, stretched: Path, speed: float, slo_ms: float) -> None:
+    """The same requests, so many times as fast, each with this budget."""
+    trace, origin, mix = read_trace(path), read_origin(path), Mix.parse(f"Latency-Budget={slo_ms}ms:1")
+    assert origin is not None, "written by this study: this is a bug"
+    at_s = tuple(at_s / speed for at_s in trace.at_s)
+    drawn = origin.parameters | {"speed": speed}
+    origin = replace(origin, parameters=drawn, duration_s=origin.duration_s / speed, mixes=(str(mix),))
+    write_trace(Trace(at_s, trace.image, {mix.header: (mix.shares[0][0],) * len(at_s)}), stretched, origin)
 
 
 def _twin(a: argparse.Namespace, capacity: Capacity) -> tuple[list[Outcome], Sequence[dict[str, object]]]:

@@ -32,6 +32,7 @@ from loadtest.policy_plan import (
     trace_name,
 )
 from loadtest.policy_report import markdown
+from loadtest.trace_file import read_trace
 from loadtest.traces import mean_rate, peak_rate
 
 CAPACITY = Capacity(500.0, 2, 1.5, 0.25)
@@ -40,6 +41,18 @@ CAPACITY = Capacity(500.0, 2, 1.5, 0.25)
 def test_tau_and_slo_follow_from_the_capacity():
     assert CAPACITY.tau0_ms == pytest.approx(4.0)
     assert {cv2: CAPACITY.slo_ms(cv2) for cv2 in TAUS} == {2: 40.0, 4: 40.0, 8: 80.0}
+
+
+def test_a_faster_machine_bears_more_and_takes_less():
+    faster = replace(CAPACITY, front_ms=0.5, loop_per_s=1000.0).at_speed(1.25)
+    assert faster == Capacity(625.0, 2, 1.2, 0.2, 0.4, loop_per_s=1250.0)
+    assert faster.slo_ms(2) == CAPACITY.slo_ms(2) / 1.25
+
+
+def test_how_fast_the_machine_is_is_asked_before_and_after(monkeypatch):
+    paces = iter([100.0, 300.0])
+    monkeypatch.setattr(policy_study, "_loop_per_s", lambda _: next(paces))
+    assert policy_study._paced(None, lambda: "found") == ("found", 200.0)
 
 
 @pytest.mark.parametrize("cv2", TAUS)
@@ -251,6 +264,20 @@ def test_a_study_runs_what_is_missing_and_reports(faked, tmp_path):
     faked.clear()
     assert main(command(tmp_path)) == 0
     assert faked == []
+
+
+def test_live_traces_are_stretched_to_how_fast_the_machine_is(faked, monkeypatch, tmp_path):
+    kept = tmp_path / "out" / "capacity.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"loop_per_s": 100.0}))
+    monkeypatch.setattr(policy_study, "_loop_per_s", lambda _: 80.0)
+    assert main(command(tmp_path)) == 0
+    traces = tmp_path / "out" / "traces"
+    plain, stretched = (read_trace(traces / name) for name in ("cv2-2-seed-0.csv", "live/cv2-2-seed-0-gate_slack.csv"))
+    assert stretched.image == plain.image
+    assert stretched.at_s == pytest.approx([at_s / 0.8 for at_s in plain.at_s])
+    assert set(plain.headers["Latency-Budget"]) == {"400.0ms"}
+    assert set(stretched.headers["Latency-Budget"]) == {"500.0ms"}
+    assert "0.80 to 0.80 of what it was" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_results_of_another_command_are_not_taken_for_this_ones(faked, tmp_path, capsys):
