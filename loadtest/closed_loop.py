@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import aiohttp
+import httptools
 import uvloop
 
 from loadtest.corpus import Body, batch_bodies, endless, read_images, single_bodies
+from loadtest.http_client import Client
 from loadtest.mix import Mix
 
 SUMMARY = "Send images from clients that each wait for one answer before the next request; print JSON."
@@ -144,41 +145,32 @@ def requests_of(bodies: list[Body], mix: Mix | None, seed: int) -> Iterator[Requ
         yield Request(body, headers)
 
 
-async def _client(session: aiohttp.ClientSession, load: Load, requests: Iterator[Request], recorder: Recorder) -> None:
+async def _client(client: Client, load: Load, requests: Iterator[Request], recorder: Recorder) -> None:
     """One connection's requests, one after another, until the window has closed."""
     while not recorder.finished:
         body, headers = next(requests)
         sent_s = time.perf_counter()
         try:
-            async with session.post(load.url, data=body.data, headers=headers) as response:
-                answer = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            reply = await client.post(headers, body.data)
+        except (OSError, httptools.HttpParserError) as error:
             recorder.failed(type(error).__name__)
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
             continue
         latency_s = time.perf_counter() - sent_s
-        if response.status != 200:
-            recorder.failed(str(response.status))
+        if reply.status != 200:
+            recorder.failed(str(reply.status))
             continue
-        errors = answer.count(_ITEM_ERROR) if body.images > 1 else 0
-        recorder.answered(body.images, errors, latency_s, response.headers.get(load.tally))
+        errors = reply.body.count(_ITEM_ERROR) if body.images > 1 else 0
+        recorder.answered(body.images, errors, latency_s, reply.headers.get(load.tally))
 
 
 async def drive(load: Load, bodies: list[Body], announce: Callable[[str], None]) -> Outcome:
     """Send ``bodies`` for the warm-up and the window; ``announce`` hears ``begin`` and ``end``."""
     mix = Mix.parse(load.mix) if load.mix else None
     recorder, requests = Recorder(), requests_of(bodies, mix, load.seed)
-    async with (
-        aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=load.clients),
-            timeout=aiohttp.ClientTimeout(total=REQUEST_LIMIT_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        ) as session,
-        asyncio.TaskGroup() as group,
-    ):
+    async with Client(load.url, REQUEST_LIMIT_S) as client, asyncio.TaskGroup() as group:
         for _ in range(load.clients):
-            group.create_task(_client(session, load, requests, recorder))
+            group.create_task(_client(client, load, requests, recorder))
         await asyncio.sleep(load.warm_up_s)
         recorder.begin()
         announce("begin")

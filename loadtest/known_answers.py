@@ -39,7 +39,7 @@ class Ending(StrEnum):
 
 
 _OF_STATUS = {429: Ending.REFUSED, 503: Ending.REFUSED, 504: Ending.EXPIRED}
-_OF_FAILURE = {NOT_SENT: Ending.NOT_SENT, "TimeoutError": Ending.HUNG, "ServerTimeoutError": Ending.HUNG}
+_OF_FAILURE = {NOT_SENT: Ending.NOT_SENT, "TimeoutError": Ending.HUNG}
 
 
 def ending(exchange: Exchange, known: Known | None) -> Ending:

@@ -12,7 +12,7 @@ from loadtest.results import Machine
 
 PACKAGES = (
     "slicewise", "torch", "onnxruntime", "numpy", "pillow", "opencv-python-headless", "fastapi", "starlette",
-    "uvicorn", "uvloop", "h11", "httptools", "orjson", "litserve", "aiohttp",
+    "uvicorn", "uvloop", "h11", "httptools", "orjson", "litserve",
 )  # fmt: skip
 """Whose versions change figures; those that are not installed are left out."""
 

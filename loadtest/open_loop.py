@@ -19,9 +19,9 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import aiohttp
-
+from loadtest.http_client import Client, Reply
 from loadtest.outcomes import NOT_SENT, Exchange
 
 OUTSTANDING_LIMIT = 2000
@@ -99,18 +99,9 @@ def play_all(loads: Sequence[tuple[str, Sequence[Post]]], limits: Limits) -> lis
 
 
 async def replay(url: str, posts: Sequence[Post], limits: Limits) -> Playback:
-    """``play`` in the running event loop."""
-    async with (
-        aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),  # the outstanding requests are bounded
-            timeout=aiohttp.ClientTimeout(total=limits.request_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("Accept-Encoding",),
-        ) as session,
-        asyncio.TaskGroup() as group,
-    ):
-        player = _Player(url, posts, limits, session, group)
+    """``play`` in the running event loop. Raises ValueError for a header that cannot be sent."""
+    async with Client(url, limits.request_s) as client:
+        player = _Player(posts, limits, client)
         cpu_began_s = time.process_time()
         await player.run()
         cpu_s = time.process_time() - cpu_began_s
@@ -123,14 +114,12 @@ class _Player:
 
     def __init__(
         self,
-        url: str,
         posts: Sequence[Post],
         limits: Limits,
-        session: aiohttp.ClientSession,
-        group: asyncio.TaskGroup,
+        client: Client,
     ) -> None:
-        self._url, self._posts, self._limits = url, posts, limits
-        self._session, self._group = session, group
+        self._posts, self._limits, self._client = posts, limits, client
+        self._requests = [client.request(post.headers, post.body) for post in posts]
         self._exchanges: list[Exchange | None] = [None] * len(posts)
         self._unfinished = len(posts)
         self._outstanding = self.outstanding_peak = 0
@@ -174,7 +163,8 @@ class _Player:
                 continue
             self._outstanding += 1
             self.outstanding_peak = max(self.outstanding_peak, self._outstanding)
-            self._group.create_task(self._exchange(place))
+            send_late_s = max(0.0, time.perf_counter() - self.began_s - self._posts[place].at_s)
+            self._client.send(self._requests[place], partial(self._ended, place, send_late_s))
 
     def _finish(self, place: int, exchange: Exchange) -> None:
         self._exchanges[place] = exchange
@@ -182,23 +172,13 @@ class _Player:
         if not self._unfinished:
             self._all_done.set()
 
-    async def _exchange(self, place: int) -> None:
-        post = self._posts[place]
-        due_s = self.began_s + post.at_s
-        send_late_s = max(0.0, time.perf_counter() - due_s)
-        try:
-            async with self._session.post(
-                self._url, data=post.body, headers=post.headers, allow_redirects=False
-            ) as response:
-                body = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            done = Exchange(post.at_s, send_late_s, failure=type(error).__name__)
-        except BaseException:
-            self._stop.set()  # before the group hears of it, which then takes no more tasks
-            raise
+    def _ended(self, place: int, send_late_s: float, reply: Reply | Exception) -> None:
+        at_s = self._posts[place].at_s
+        latency_s = time.perf_counter() - self.began_s - at_s
+        if isinstance(reply, Reply):
+            done = Exchange(at_s, send_late_s, latency_s, reply.status, "", reply.headers, reply.body)
         else:
-            latency_s = time.perf_counter() - due_s
-            done = Exchange(post.at_s, send_late_s, latency_s, response.status, "", response.headers, body)
+            done = Exchange(at_s, send_late_s, failure=type(reply).__name__)
         self._outstanding -= 1
         self._finish(place, done)
 

@@ -52,7 +52,7 @@ async def test_a_status_other_than_200_is_a_failure_without_latency(fake_app):
 async def test_a_server_that_is_not_there_is_a_failure_by_name():
     outcome = await drive(load(f"http://127.0.0.1:{free_port()}/"), single_bodies(IMAGES), lambda _: None)
     assert outcome.images == 0
-    assert set(outcome.failed) == {"ClientConnectorError"}
+    assert set(outcome.failed) == {"ConnectionRefusedError"}
 
 
 async def test_failed_items_of_a_batch_are_no_images(fake_app):

@@ -34,7 +34,7 @@ def answered(at_s, status=200, body=RIGHT, latency_s=0.01):
     return Exchange(at_s, 0.0, latency_s, status, "", {}, body)
 
 
-def cut(at_s, failure="ServerDisconnectedError"):
+def cut(at_s, failure="ConnectionResetError"):
     return Exchange(at_s, 0.0, failure=failure)
 
 
@@ -54,7 +54,7 @@ def test_a_failure_is_allowed_only_in_its_time_and_of_its_sort():
     exchanges = [cut(0.5), cut(1.5), answered(1.6, 503, b""), cut(2.5)]
     counts = count(requests, exchanges, [Allowance(frozenset({Ending.CUT}), 1.0, 2.0)], (1.0, 2.0))
     assert (counts.allowed, counts.unexpected) == (1, 3)
-    assert counts.unexpected_shown[0] == "image at 0.500 s: cut, ServerDisconnectedError"
+    assert counts.unexpected_shown[0] == "image at 0.500 s: cut, ConnectionResetError"
     assert counts.unexpected_shown[1].startswith("image at 1.600 s: 429 or 503, 503")
     assert counts.of(Ending.CUT) == 3
 

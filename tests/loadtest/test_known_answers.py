@@ -51,7 +51,7 @@ def test_what_is_no_json_is_wrong():
         (exchange(504), Ending.EXPIRED),
         (exchange(500), Ending.SERVER_ERROR),
         (exchange(0, failure="TimeoutError"), Ending.HUNG),
-        (exchange(0, failure="ServerDisconnectedError"), Ending.CUT),
+        (exchange(0, failure="ConnectionResetError"), Ending.CUT),
         (exchange(0, failure=NOT_SENT), Ending.NOT_SENT),
     ],
 )

@@ -125,7 +125,7 @@ def test_a_missed_objective_is_status_2_after_everything_was_written(image_folde
         )  # fmt: skip
     assert ended.value.code == OBJECTIVE_MISSED == 2
     record = RunRecord.load(tmp_path / "results.json")
-    assert record.figures.errors == {"ClientConnectorError": 8}
+    assert record.figures.errors == {"ConnectionRefusedError": 8}
     assert "secret" not in (tmp_path / "results.json").read_text() + (tmp_path / "report.md").read_text()
     out = capsys.readouterr().out
     assert "missed: attainment>=0.5, measured 0\n" in out

@@ -29,7 +29,7 @@ def answered() -> list[Answer]:
 
 @pytest.fixture
 def broken() -> list[Answer]:
-    return [Answer(0.5, 0, "", 20.0, 0.1, None, 0, "ClientConnectorError")]
+    return [Answer(0.5, 0, "", 20.0, 0.1, None, 0, "ConnectionRefusedError")]
 
 
 def names(paths) -> list[str]:

@@ -92,10 +92,10 @@ def test_a_generator_that_fell_behind_is_said_above_the_figures():
 
 
 def test_a_run_without_an_answer_is_still_a_report():
-    broken = [Answer(0.5, 0, "", 20.0, 0.1, None, 0, "ClientConnectorError")]
+    broken = [Answer(0.5, 0, "", 20.0, 0.1, None, 0, "ConnectionRefusedError")]
     text = markdown(record(answers=broken, windows=()), [])
     assert "| attainment | 0.00% |" in text
-    assert "| error | ClientConnectorError | 1 | 100.0% |" in text
+    assert "| error | ConnectionRefusedError | 1 | 100.0% |" in text
 
 
 def test_only_pictures_that_were_drawn_are_shown():
