@@ -11,7 +11,7 @@ import numpy as np
 
 from models.checkpoint import Checkpoint
 from service.engine.base import Engine
-from service.latency import PAYS_RATIO
+from service.latency import PAYS_RATIO, per_image_s
 
 LARGEST_BATCH = 64
 PROBES = 3
@@ -56,13 +56,13 @@ class Work:
 
 def _probe_sizes(probe: Callable[[int], float], is_time_left: Callable[[], bool]) -> None:
     """Probe 1, 2, 4, ... up to the first size that saves too little per image to go on; ``probe``: its seconds."""
-    size, best_s = 1, probe(1)
+    size, best_s = 1, per_image_s(probe(1), 1)
     while size < LARGEST_BATCH and is_time_left():
         size *= 2
-        per_image_s = probe(size) / size
-        if per_image_s > PAYS_RATIO * best_s:
+        each_s = per_image_s(probe(size), size)
+        if each_s > PAYS_RATIO * best_s:
             return
-        best_s = per_image_s
+        best_s = each_s
 
 
 def measure(
