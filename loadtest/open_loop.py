@@ -112,14 +112,9 @@ async def replay(url: str, posts: Sequence[Post], limits: Limits) -> Playback:
 class _Player:
     """One pass over the requests. Everything but ``_wake_in_time`` happens in the event loop."""
 
-    def __init__(
-        self,
-        posts: Sequence[Post],
-        limits: Limits,
-        client: Client,
-    ) -> None:
+    def __init__(self, posts: Sequence[Post], limits: Limits, client: Client) -> None:
         self._posts, self._limits, self._client = posts, limits, client
-        self._requests = [client.request(post.headers, post.body) for post in posts]
+        self._heads = [client.head(post.headers, len(post.body)) for post in posts]
         self._exchanges: list[Exchange | None] = [None] * len(posts)
         self._unfinished = len(posts)
         self._outstanding = self.outstanding_peak = 0
@@ -163,8 +158,9 @@ class _Player:
                 continue
             self._outstanding += 1
             self.outstanding_peak = max(self.outstanding_peak, self._outstanding)
-            send_late_s = max(0.0, time.perf_counter() - self.began_s - self._posts[place].at_s)
-            self._client.send(self._requests[place], partial(self._ended, place, send_late_s))
+            post = self._posts[place]
+            send_late_s = max(0.0, time.perf_counter() - self.began_s - post.at_s)
+            self._client.send(self._heads[place] + post.body, partial(self._ended, place, send_late_s))
 
     def _finish(self, place: int, exchange: Exchange) -> None:
         self._exchanges[place] = exchange

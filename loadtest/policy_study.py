@@ -273,7 +273,7 @@ def _live(a: argparse.Namespace, capacity: Capacity, cv2: int, seed: int, policy
     if not (out / "results.json").exists():
         speed = _loop_per_s(a) / capacity.loop_per_s if capacity.loop_per_s else 1.0
         stretched.parent.mkdir(exist_ok=True)
-        _stretch(_trace(a, cv2, seed), stretched, speed, capacity.at_speed(speed).slo_ms(cv2))
+        _stretch(_trace(a, cv2, seed), stretched, speed, capacity.slo_ms(cv2, speed))
     figures, origin = served(a, policy, stretched, out), read_origin(stretched)
     speed = 1.0 if origin is None else origin.parameters["speed"]
     return Outcome(cv2, seed, policy, figures.attainment or 0.0, figures.top1, figures.late_sends, speed)
