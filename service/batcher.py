@@ -66,7 +66,7 @@ class Batcher:
         self._engine, self._scheduler, self._looks, self._telemetry = engine, scheduler, looks, telemetry
         self._overhead = overhead
         self._capacity = capacity
-        self._free = engine.workers + ahead
+        self._free, self._ahead = engine.workers + ahead, ahead
         self._pool = ThreadPoolExecutor(engine.workers, "engine", start)
         self._running: set[Execution] = set()
         self._finished: deque[Execution] = deque()  # by workers
@@ -149,6 +149,7 @@ class Batcher:
             self._dispatch(Execution(selection.batch), now_s)
 
     def _dispatch(self, execution: Execution, now_s: float) -> None:
+        execution.given_s = now_s
         self._free -= 1
         self._running.add(execution)
         self._idle.clear()
@@ -220,6 +221,15 @@ class Batcher:
             )
             self._fail(execution)
 
+    def _kept_s(self, execution: Execution, now_s: float) -> float:
+        """How long a batch has kept its worker from other batches, which is what plans go by.
+
+        Where none waits ready-made, the worker has to wake up first, and then waits until the loop comes to it: now.
+        """
+        if self._ahead:
+            return execution.ended_s - execution.began_s
+        return now_s - execution.given_s
+
     def _fail(self, execution: Execution) -> None:
         batch = execution.batch
         self._scheduler.finished(batch, time.monotonic())
@@ -241,7 +251,7 @@ class Batcher:
         batch, seconds = execution.batch, execution.trunk_s
         self._telemetry.batch_done(None, len(batch.entries), seconds)
         done_s = time.monotonic()
-        self._scheduler.finished(batch, done_s, trunk_s=execution.ended_s - execution.began_s)
+        self._scheduler.finished(batch, done_s, trunk_s=self._kept_s(execution, done_s))
         seen = []
         for entry, (after, look) in zip(batch.entries, execution.seen, strict=True):
             ticket_of(entry).running = False
@@ -302,15 +312,16 @@ class Batcher:
     def _finish_body(self, execution: Execution) -> None:
         batch = execution.batch
         self._telemetry.batch_done(batch.width, len(batch.entries), execution.body_s)
-        self._scheduler.finished(batch, time.monotonic(), body_s=execution.ended_s - execution.began_s)
+        now_s = time.monotonic()
+        self._scheduler.finished(batch, now_s, body_s=self._kept_s(execution, now_s))
         self._answer_all(execution)
 
     def _finish_whole(self, execution: Execution) -> None:
         batch, trunk_s = execution.batch, execution.trunk_s
         self._telemetry.batch_done(None, len(batch.entries), trunk_s)
         self._telemetry.batch_done(batch.width, len(batch.entries), execution.body_s)
-        body_s = execution.ended_s - execution.began_s - trunk_s
-        self._scheduler.finished(batch, time.monotonic(), trunk_s, body_s)
+        now_s = time.monotonic()
+        self._scheduler.finished(batch, now_s, self._kept_s(execution, now_s) - execution.body_s, execution.body_s)
         self._answer_all(execution)
 
     def _answer_all(self, execution: Execution) -> None:

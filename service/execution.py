@@ -27,13 +27,15 @@ class AfterTrunk:
 class Execution:
     """A batch that a worker has: filled in there, one step after the other, and read once it is over.
 
-    began_s       monotonic, when a worker took it up; ended_s: when it was done with it. cpu_s: of that, on a core.
+    given_s       monotonic, when a worker was to take it up; began_s: when it did; ended_s: when it was done with it.
+    cpu_s         of that, on a core.
     trunk_s       seconds of trunk, gate and looks, 0 as long as the trunk has not run. body_s: of the body.
     seen          per entry, of a trunk batch. logits_NK: of a batch with a body.
     error         what ended it early.
     """
 
     batch: Batch
+    given_s: float = 0.0
     began_s: float = 0.0
     ended_s: float = 0.0
     cpu_s: float = 0.0

@@ -22,7 +22,7 @@ from service.engine.onnx import OnnxEngine
 from service.engine.torch_engine import TorchEngine
 from service.execution import Looks
 from service.latency import Delay, LatencyTable, LiveTimes, Overhead
-from service.policies import F32, LOOK_S, Curve, Policy, check_policy_name, policy_named
+from service.policies import F32, FREE, ON_CPU, Asking, Curve, Policy, check_policy_name, policy_named
 from service.priority import own_cores, worker_start
 from service.profiling import ProfileKey, forget_unused, keep_profile, kept_profile, measured, run_once
 from service.request import Budget, Look, Route, SliceFacts, Timings, Window
@@ -31,6 +31,9 @@ from service.settings import SettingError, Settings, usable_cores
 from service.telemetry import ModelLabels, ModelTelemetry, Telemetry
 
 log = structlog.get_logger()
+
+AHEAD_FROM_S = 1e-3
+"""Seconds of an image at the narrowest slice. Between two networks that were measured, 0.4 and 3 ms."""
 
 
 def slice_facts(manifest: Manifest) -> tuple[SliceFacts, ...]:
@@ -167,26 +170,25 @@ class HostedModel:
         self.workers, self.capacity = warm.engine.workers, settings.queue_capacity_images
         self.admitted = 0
         self.telemetry = ModelTelemetry(telemetry, ModelLabels(manifest.name, str(manifest.version)), self.slices)
-        is_cpu = warm.engine.device == "cpu"
+        device = warm.engine.device
         times = LiveTimes(warm.table, process if takes_every_core(warm.engine) else None)
         trunk_madds = manifest.slices[0].trunk_madds
         self.telemetry.describe(times, trunk_madds, self.capacity, settings.slo_target_ratio)
         telemetry.model_info.labels(
-            manifest.name, str(manifest.version), warm.engine.name, warm.engine.device, manifest.digest
+            manifest.name, str(manifest.version), warm.engine.name, device, manifest.digest
         ).set(1)
         decision = gate_decision(manifest, settings)
         policy = policy_named(
-            settings.policy, manifest.gate.choices, times, curve_of(manifest, decision), LOOK_S if is_cpu else 0.0
+            settings.policy, manifest.gate.choices, times, curve_of(manifest, decision), asking_on(device)
         )
         self.default_slo_s = settings.default_slo_ms / 1e3
         self._scheduler = Scheduler(policy, times, self.workers, has_exit=manifest.has_exit)
         self._lag, self._process = Delay(), process
         looks = looks_of(policy, decision)
-        self.worker_cores = self._cores(settings) if is_cpu else []
-        ahead = 1 if is_cpu else 0  # where batches pay, what waits had better become a larger one
+        self.worker_cores = self._cores(settings) if device == "cpu" else []
         self.batcher = Batcher(
             warm.engine, self._scheduler, looks, self.telemetry, process, self.capacity,
-            worker_start(settings.worker_priority, self.worker_cores), ahead,
+            worker_start(settings.worker_priority, self.worker_cores), batches_ahead(device, self.narrowest_s),
         )  # fmt: skip
 
     @property
@@ -253,6 +255,23 @@ class HostedModel:
     def forget(self, ahead: Ahead) -> None:
         """An expected image will not come."""
         self._scheduler.forget(ahead.place)
+
+
+def asking_on(device: str) -> Asking:
+    """What asking the gate costs where the engine runs."""
+    return ON_CPU if device == "cpu" else FREE
+
+
+def batches_ahead(device: str, image_s: float) -> int:
+    """How many batches wait ready-made for the next free worker, who then need not wait for the event loop.
+
+    image_s  seconds of one image through trunk and narrowest body, alone.
+
+    Whoever is in such a batch is bound early, to a width and to a batch that nobody can join any more. Where images
+    take no longer than their way through the event loop, that costs more than it saves (docs/adr/0020); on a GPU what
+    waits had better become a larger batch.
+    """
+    return int(device == "cpu" and image_s >= AHEAD_FROM_S)
 
 
 def takes_every_core(engine: Engine) -> bool:

@@ -34,9 +34,6 @@ PRICES_PER_URGENCY = 2
 MIDDLE_URGENCY = 3
 Widths = tuple[int | None, ...]
 ASK_UNTIL_TOP: Widths = (*(None,) * TOP, 0)
-LOOK_S = 4e-4
-"""What asking the gate costs on a CPU beside its arithmetic: a second batch, and a second way through the event loop.
-docs/adr/0014. Images that an early exit answers have neither."""
 NO_LOOK = (0.0,) * len(PRICES)
 MAX_BATCH = 16
 SLACKFIT_BUCKETS = 32
@@ -55,6 +52,22 @@ class Curve:
     worth_L: tuple[float, ...]
     asked: tuple[tuple[float, tuple[float, ...]], ...]
     has_exit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Seconds that asking the gate costs an image beside trunk, gate and body.
+
+    ask_s   that an early exit answers. look_s: whose body is a batch of its own.
+    """
+
+    ask_s: float
+    look_s: float
+
+
+ON_CPU, FREE = Asking(7e-5, 4e-4), Asking(0.0, 0.0)
+"""On a CPU a second decision, or a second batch and a second way through the event loop (docs/adr/0014, 0019). On a GPU
+nobody has measured it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +151,13 @@ class GateSlack:
 
     choices  ladder indices that the gate speaks of, ascending.
     curve    None: nothing was measured, and the gate is asked at every price but the top one.
-    look_s   what a second batch costs beside trunk, gate and body.
+    asking   what it costs beside trunk, gate and body.
     """
 
     name, asks_gate, is_priced, is_fair = "gate_slack", True, True, True
 
-    def __init__(self, choices: Sequence[int], times: LiveTimes, curve: Curve | None, look_s: float) -> None:
-        self._choices, self._curve, self._look_s = np.asarray(choices), curve, look_s
+    def __init__(self, choices: Sequence[int], times: LiveTimes, curve: Curve | None, asking: Asking) -> None:
+        self._choices, self._curve, self._asking = np.asarray(choices), curve, asking
         self._plans = [Plan(width, times.table.best_whole_batch(width)) for width in times.table.widths]
         self.renew(times)
 
@@ -152,9 +165,9 @@ class GateSlack:
         body_s = times.costs().body_s
         seconds_G = np.take(body_s, self._choices)
         self._price_PG = np.multiply.outer(PRICES[:-1], seconds_G / seconds_G[-1])
-        self.unasked, self.look_P = ASK_UNTIL_TOP, (self._look_s,) * len(PRICES)
+        self.unasked, self.look_P = ASK_UNTIL_TOP, (self._asking.look_s,) * len(PRICES)
         if self._curve is not None:
-            mixes = asked_mixes(self._curve, self._choices.tolist(), body_s, self._look_s)
+            mixes = asked_mixes(self._curve, self._choices.tolist(), body_s, self._asking)
             self.unasked = unasked_widths(self._curve, mixes, [s / seconds_G[-1] for s in body_s])
             self.look_P = tuple(_best(mixes, price).look_s for price in PRICES[:-1]) + NO_LOOK[:1]
 
@@ -183,12 +196,13 @@ class Mix:
     look_s: float
 
 
-def asked_mixes(curve: Curve, choices: Sequence[int], body_s: Sequence[float], look_s: float) -> list[Mix]:
-    """What asking comes to at every operating point. body_s: seconds at every width; look_s: of a second batch."""
+def asked_mixes(curve: Curve, choices: Sequence[int], body_s: Sequence[float], asking: Asking) -> list[Mix]:
+    """What asking comes to at every operating point. body_s: seconds at every width."""
     mixes = []
     for worth, shares in curve.asked:
         going = [(share, w) for share, w in zip(shares, choices, strict=True) if w or not curve.has_exit]
-        asking_s = look_s * sum(share for share, _ in going)
+        goes_on = sum(share for share, _ in going)
+        asking_s = asking.look_s * goes_on + asking.ask_s * (1 - goes_on)
         time = (asking_s + sum(share * body_s[w] for share, w in going)) / body_s[choices[-1]]
         mixes.append(Mix(worth, time, asking_s))
     return mixes
@@ -347,18 +361,18 @@ def check_policy_name(name: str, widths: int) -> int | None:
 
 
 def policy_named(
-    name: str, choices: Sequence[int], times: LiveTimes, curve: Curve | None = None, look_s: float = 0.0
+    name: str, choices: Sequence[int], times: LiveTimes, curve: Curve | None = None, asking: Asking = FREE
 ) -> Policy:
     """The policy of this name; ValueError as ``check_policy_name``.
 
     choices  ladder indices that the gate speaks of. curve: what is known of the model's answers.
-    look_s   what asking the gate costs beside trunk, gate and body.
+    asking   what asking the gate costs beside trunk, gate and body.
     """
     width = check_policy_name(name, len(times.table.widths))
     if width is not None:
         return Fixed(width, times)
     if name == "gate_slack":
-        return GateSlack(choices, times, curve, look_s)
+        return GateSlack(choices, times, curve, asking)
     if name == "gate":
         return Gate()
     if name == "slackfit":

@@ -24,7 +24,7 @@ from models.checkpoint import Manifest
 from service.app import load_checkpoints
 from service.hosting import curve_of, gate_decision
 from service.latency import LatencyTable, LiveTimes
-from service.policies import LOOK_S, Policy, policy_named
+from service.policies import ON_CPU, Policy, policy_named
 from service.request import Batch, Entry, Look, Step, Window
 from service.scheduler import Scheduler
 from service.settings import SettingError, Settings, usable_cores
@@ -130,7 +130,7 @@ def _looks(policy: Policy, choices: int) -> list[Look]:
 def _measure(name: str, manifest: Manifest, table: LatencyTable, settings: SchedulerSettings) -> float:
     """Microseconds per image under one policy, the median of the rounds. Raises ValueError for a name that is none."""
     times, choices = LiveTimes(table), manifest.gate.choices
-    policy = policy_named(name, choices, times, curve_of(manifest, gate_decision(manifest, settings)), LOOK_S)
+    policy = policy_named(name, choices, times, curve_of(manifest, gate_decision(manifest, settings)), ON_CPU)
     workers, looks = settings.workers or usable_cores(), _looks(policy, len(choices))
     scheduler = Scheduler(policy, times, workers, has_exit=manifest.has_exit)
     bench, spent_us = _Bench(scheduler, times, workers, looks, settings.waiting), []

@@ -7,13 +7,13 @@ arrivals, images and budgets.
 
 Beside the workers there are two threads, each of which does one thing after the other: the event loop, and the
 client that sends the trace and reads the answers. An image is sent, taken up by the loop, admitted, computed, answered
-by the loop and read. Finished batches and answers go before newcomers (docs/adr/0016). All may share some cores, of
-which workers get a smaller part, as their niceness has it.
+by the loop and read. Finished batches and answers go before newcomers (docs/adr/0016); the loop has to do something for
+each batch as well. All may share some cores, of which workers get a smaller part, as their niceness has it.
 
 What it leaves out: batches take what the table says, and threads that share cores get their parts of them at once and
-at no cost. The loop takes as long for one image as for any other and does nothing else; to turn one away costs it no
-more than to take it up. No client gives up. What is left of the work around the engine is one cost per image, and one
-more where a body follows the gate, spent by the worker that runs it.
+at no cost. The loop takes as long for one image as for any other, and for one batch as for any other, and does nothing
+else; to turn an image away costs it no more than to take it up. No client gives up. What is left of the work around
+the engine is one cost per image, and one more where the gate is asked, spent by the worker that runs it.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ class Machine:
     capacity_images  that may be in work.
     default_slo_s    orders images without a deadline.
     overhead_s       worker seconds that each image costs beside trunk and body.
-    look_s           and those that it costs more when its body is a second batch, because the gate was asked.
-    has_exit         slice 0 is an early exit: whom it answers has no second batch.
+    ask_s            and those that it costs more when the gate is asked. ask_loop_s: of the event loop, likewise.
     front_s          seconds of the event loop for an image until it is admitted or refused.
     back_s           and for its answer, once it is computed.
+    handover_s       and for each batch, between its end and the next one's beginning.
     client_s         seconds of the client for an image: half of them to send it, half to read what becomes of it.
     cores            shared by workers, event loop and client; None: each of them has its own.
     ahead            batches that wait ready-made for the next free worker.
@@ -100,10 +100,11 @@ class Machine:
     capacity_images: int
     default_slo_s: float
     overhead_s: float = 0.0
-    look_s: float = 0.0
-    has_exit: bool = False
+    ask_s: float = 0.0
+    ask_loop_s: float = 0.0
     front_s: float = 0.0
     back_s: float = 0.0
+    handover_s: float = 0.0
     client_s: float = 0.0
     cores: int | None = None
     ahead: int = 0
@@ -112,21 +113,22 @@ class Machine:
     @property
     def has_loop(self) -> bool:
         """Whether the event loop takes any time."""
-        return self.front_s + self.back_s > 0
+        return self.front_s + self.back_s + self.handover_s > 0
 
     @property
     def plans_count_loop(self) -> bool:
         """Whether it takes that from the workers, and plans count it, as in the service."""
         return self.has_loop and self.cores is not None and self.workers >= self.cores
 
-    def batch_s(self, step: Step, width: int | None, images: int) -> tuple[float, float]:
-        """Seconds of the trunk's and of the body's part of a batch, but for what asking costs."""
-        trunk_s = 0.0 if step is Step.BODY else self.times.seconds(None, images) + self.overhead_s * images
-        return trunk_s, 0.0 if width is None else self.times.seconds(width, images)
+    def settling_s(self, step: Step, images: int) -> float:
+        """Seconds of the event loop between the end of a batch and what becomes of its images."""
+        return self.handover_s + (self.ask_loop_s * images if step is Step.TRUNK else 0.0)
 
-    def asking_s(self, step: Step, images: int) -> float:
-        """What a batch takes beside that; the scheduler knows of it and need not learn it."""
-        return self.look_s * images if step is (Step.BODY if self.has_exit else Step.TRUNK) else 0.0
+    def batch_s(self, step: Step, width: int | None, images: int) -> tuple[float, float]:
+        """Seconds of the trunk's and of the body's part of a batch."""
+        each_s = self.overhead_s + (self.ask_s if step is Step.TRUNK else 0.0)
+        trunk_s = 0.0 if step is Step.BODY else self.times.seconds(None, images) + each_s * images
+        return trunk_s, 0.0 if width is None else self.times.seconds(width, images)
 
 
 @dataclass(eq=False, slots=True)
@@ -242,9 +244,7 @@ class Run:
                 self._ready.append(selection.batch)
 
     def _begin(self, batch: Batch, now_s: float) -> None:
-        images = len(batch.entries)
-        end_s = now_s + self._machine.asking_s(batch.step, images)
-        end_s += sum(self._machine.batch_s(batch.step, batch.width, images))
+        end_s = now_s + sum(self._machine.batch_s(batch.step, batch.width, len(batch.entries)))
         self._cores.begin(Job(now_s, end_s, partial(self._computed, batch), yields=True))
 
     def _computed(self, batch: Batch, job: Job) -> None:
@@ -253,14 +253,19 @@ class Run:
             self._begin(self._ready.popleft(), job.end_s)
         else:
             self._idle += 1
-        self._loop.put(job.end_s, 0.0, partial(self._settle, batch, job), goes_first=True)
+        seconds = self._machine.settling_s(batch.step, len(batch.entries))
+        self._loop.put(job.end_s, seconds, partial(self._settle, batch, job), goes_first=True)
 
     def _settle(self, batch: Batch, job: Job, _: float, now_s: float) -> None:
         """The loop has come to a batch that is over: its images go on or are answered, its place is free."""
         images, has_body = len(batch.entries), batch.step is not Step.TRUNK
         self._account(job.cpu_s, images if has_body else 0, now_s)
         trunk_s, body_s = self._machine.batch_s(batch.step, batch.width, images)
-        self._scheduler.finished(batch, now_s, trunk_s * job.stretch, body_s * job.stretch)
+        waited_s = 0.0 if self._machine.ahead else now_s - job.end_s  # for the loop, which the worker had to
+        if trunk_s:
+            self._scheduler.finished(batch, now_s, trunk_s * job.stretch + waited_s, body_s * job.stretch)
+        else:
+            self._scheduler.finished(batch, now_s, body_s=body_s * job.stretch + waited_s)
         leaving = batch if has_body else self._after_trunk(batch, now_s)
         for entry, route in zip(leaving.entries, leaving.routes, strict=True) if leaving else ():
             if now_s > entry.deadline_s and self._scheduler.is_answered(entry):

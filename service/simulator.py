@@ -11,7 +11,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from models.checkpoint import Checkpoint
 from service.app import load_checkpoints
-from service.hosting import build_engine, curve_of, gate_decision, slice_facts
+from service.hosting import asking_on, batches_ahead, build_engine, curve_of, gate_decision, slice_facts
 from service.latency import LatencyTable, LiveTimes, Overhead
 from service.policies import Policy, policy_named
 from service.profiling import ProfileKey, kept_profile
@@ -67,11 +67,17 @@ class SimulateSettings(Settings):
         allow_inf_nan=False,
         description="worker time that each image costs beside the network",
     )
-    look_ms: float = Field(
+    ask_ms: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="what each image costs beside that, when its body is a second batch, because the gate was asked",
+        description="what each image costs beside that when the gate is asked",
+    )
+    ask_loop_ms: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="event loop time that each image costs more when the gate is asked",
     )
     front_ms: float = Field(
         0.0,
@@ -80,6 +86,12 @@ class SimulateSettings(Settings):
         description="event loop time of each image until it is admitted: HTTP, decoding; no worker's time",
     )
     back_ms: float = Field(0.0, ge=0, allow_inf_nan=False, description="event loop time of each answer")
+    handover_ms: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="event loop time of each batch, between its end and the beginning of the worker's next one",
+    )
     client_ms: float = Field(
         0.0,
         ge=0,
@@ -145,23 +157,26 @@ class Simulation:
         images = None if self.known.correct_IL is None else len(self.known.correct_IL)
         self.traces = [read_trace(path, self.known.slices, images) for path in settings.trace]
         self.key, table = _times(checkpoint, settings)
-        one_per_device = self.key is not None and self.key.device != "cpu"
+        self._device = "cpu" if self.key is None else self.key.device
+        one_per_device = self._device != "cpu"
         self.machine = Machine(
             times=table,
             workers=settings.workers or (1 if one_per_device else usable_cores()),
             capacity_images=settings.queue_capacity_images,
             default_slo_s=settings.default_slo_ms / 1e3,
             overhead_s=settings.overhead_ms / 1e3,
-            look_s=settings.look_ms / 1e3,
-            has_exit=self.manifest.has_exit,
+            ask_s=settings.ask_ms / 1e3,
+            ask_loop_s=settings.ask_loop_ms / 1e3,
             front_s=settings.front_ms / 1e3,
             back_s=settings.back_ms / 1e3,
+            handover_s=settings.handover_ms / 1e3,
             client_s=settings.client_ms / 1e3,
             cores=settings.cores,
-            # as the service has it on a CPU; without an event loop nothing is worth being ready for
-            ahead=0 if one_per_device or not settings.front_ms + settings.back_ms else 1,
             worker_priority=settings.worker_priority,
         )
+        if self.machine.has_loop:  # else nothing is worth being ready for
+            ahead = batches_ahead(self._device, table.image_seconds(0))
+            self.machine = replace(self.machine, ahead=ahead)
         self.policies = [self._checked(name) for name in settings.policies]
         self.against = None if settings.against is None else self._policy(settings.against, "against").name
         if len(set(self.policies)) < len(self.policies) or (self.against or self.policies[0]) not in self.policies:
@@ -175,7 +190,7 @@ class Simulation:
         try:
             curve = curve_of(self.manifest, gate_decision(self.manifest, self._settings))
             return policy_named(
-                name, self.manifest.gate.choices, times or LiveTimes(self.machine.times), curve, self.machine.look_s
+                name, self.manifest.gate.choices, times or LiveTimes(self.machine.times), curve, asking_on(self._device)
             )
         except ValueError as error:
             raise SettingError(f"setting {setting}, model {self.manifest.name}: {error}") from error
@@ -227,9 +242,11 @@ class Simulation:
             "profile": None if self.key is None else asdict(self.key),
             "workers": machine.workers,
             "overhead_ms": s.overhead_ms,
-            "look_ms": s.look_ms,
+            "ask_ms": s.ask_ms,
+            "ask_loop_ms": s.ask_loop_ms,
             "front_ms": s.front_ms,
             "back_ms": s.back_ms,
+            "handover_ms": s.handover_ms,
             "client_ms": s.client_ms,
             "cores": s.cores,
             "worker_priority": s.worker_priority,
@@ -251,9 +268,11 @@ def command(settings: SimulateSettings) -> str:
         "operating_point",
         "workers",
         "overhead_ms",
-        "look_ms",
+        "ask_ms",
+        "ask_loop_ms",
         "front_ms",
         "back_ms",
+        "handover_ms",
         "client_ms",
         "cores",
         "worker_priority",

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from service.latency import LatencyTable, LiveTimes
-from service.policies import TOP, Gate, GateSlack
+from service.policies import FREE, TOP, Gate, GateSlack
 from service.request import Entry, Look, Window
 from service.scheduler import Scheduler
 
@@ -63,4 +63,4 @@ def scheduler(policy=None, workers=1, headroom=1.0, has_exit=False, **table):
 
 
 def slack(live):
-    return GateSlack((0, 1, 2), live, None, 0.0)
+    return GateSlack((0, 1, 2), live, None, FREE)

@@ -71,6 +71,24 @@ async def computed(h, value, **how):
     return image
 
 
+@pytest.mark.parametrize(("ahead", "counts"), [(0, True), (1, False)])
+async def test_without_a_batch_ahead_a_worker_is_kept_until_the_loop_comes_to_it(monkeypatch, ahead, counts):
+    h, told_s = Harness(FakeEngine()), []
+    h.batcher._ahead = ahead
+
+    def finished(batch, now_s, trunk_s=0.0, body_s=0.0):
+        told_s.append((trunk_s, body_s))
+
+    monkeypatch.setattr(h.scheduler, "finished", finished)
+    for forced in (None, 1):
+        image = await computed(h, 2, forced=forced)
+        time.sleep(0.1)  # the loop has others to serve
+        await asyncio.wait_for(image, 5)
+    (trunk_s, _), _, whole_s = told_s
+    assert [seconds >= 0.1 for seconds in (trunk_s, sum(whole_s))] == [counts, counts]
+    assert whole_s[1] < 0.1  # the wait is the trunk's
+
+
 async def test_a_batch_is_settled_for_whoever_comes_first_and_its_answers_are_a_turn_away():
     h = Harness(FakeEngine())
     h.engine.hold.clear()

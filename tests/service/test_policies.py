@@ -8,9 +8,11 @@ from scheduling import look, table, times
 
 from service.latency import LiveTimes
 from service.policies import (
+    FREE,
     MAX_BATCH,
     PRICES,
     TOP,
+    Asking,
     Curve,
     Gate,
     GateSlack,
@@ -41,7 +43,7 @@ worths = st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3)
 
 @given(worths)
 def test_a_higher_price_never_widens_and_no_price_is_the_wish(worth):
-    policy = GateSlack((0, 1, 2), times(), None, 0.0)
+    policy = GateSlack((0, 1, 2), times(), None, FREE)
     worth_NG = np.array([worth], np.float32)
     (seen,) = policy.looks(worth_NG, worth_NG.argmax(1), worth_NG.argmax(1))
     assert len(seen.widths) == len(PRICES)
@@ -51,7 +53,7 @@ def test_a_higher_price_never_widens_and_no_price_is_the_wish(worth):
 
 
 def test_at_a_price_each_image_takes_what_is_worth_most_to_it():
-    policy = GateSlack((0, 1, 2), times(), None, 0.0)  # bodies of 1, 2 and 4 s: a quarter, a half and the whole price
+    policy = GateSlack((0, 1, 2), times(), None, FREE)  # bodies of 1, 2 and 4 s: a quarter, a half and the whole price
     easy, hard = [0.90, 0.91, 0.92], [0.50, 0.60, 0.90]
     seen = policy.looks(np.array([easy, hard], np.float32), np.array([2, 2]), np.array([2, 2]))
     at = next(i for i, price in enumerate(PRICES) if price > 0.1)
@@ -59,7 +61,7 @@ def test_at_a_price_each_image_takes_what_is_worth_most_to_it():
 
 
 def test_choices_are_ladder_indices():
-    policy = GateSlack((0, 2), times(), None, 0.0)
+    policy = GateSlack((0, 2), times(), None, FREE)
     (seen,) = policy.looks(np.array([[0.1, 0.9]], np.float32), np.array([2]), np.array([2]))
     assert set(seen.widths) == {2, 0}
 
@@ -72,7 +74,7 @@ def test_urgency_moves_the_price_and_not_its_ends():
 
 
 def test_at_the_top_price_nobody_is_asked():
-    policy = GateSlack((0, 1, 2), LIVE, None, 0.0)
+    policy = GateSlack((0, 1, 2), LIVE, None, FREE)
     assert policy.before(1.0, 1, TOP - 1) is None
     assert policy.before(1.0, 1, TOP) == Plan(0, LIVE.table.best_whole_batch(0))
 
@@ -93,16 +95,25 @@ def test_images_are_asked_while_that_is_worth_its_time():
 def test_whom_an_exit_answers_costs_no_second_batch():
     small, exits = (0.0, 0.0015, 0.003), replace(CURVE, has_exit=True)
     assert sum(width is None for width in unasked(exits, small)) > sum(width is None for width in unasked(CURVE, small))
-    looks = [[mix.look_s for mix in asked_mixes(curve, (0, 1, 2), small, 4e-4)] for curve in (CURVE, exits)]
+    looks = [
+        [mix.look_s for mix in asked_mixes(curve, (0, 1, 2), small, Asking(0.0, 4e-4))] for curve in (CURVE, exits)
+    ]
     assert looks == [pytest.approx([4e-4] * 3), pytest.approx([3.6e-4, 2.4e-4, 0.8e-4])]
-    policy = GateSlack((0, 1, 2), LIVE, exits, 4e-4)
+    policy = GateSlack((0, 1, 2), LIVE, exits, Asking(0.0, 4e-4))
     assert policy.look_P[0] == pytest.approx(3.6e-4)
     assert list(policy.look_P) == sorted(policy.look_P, reverse=True)
     assert policy.look_P[TOP] == 0
 
 
+def test_whom_an_exit_answers_has_been_asked_all_the_same():
+    body_s, exits = (0.0, 0.0015, 0.003), replace(CURVE, has_exit=True)
+    (mix, *_) = asked_mixes(exits, (0, 1, 2), body_s, Asking(1e-4, 4e-4))
+    assert mix.look_s == pytest.approx(0.1 * 1e-4 + 0.9 * 4e-4)
+    assert mix.time == pytest.approx((mix.look_s + 0.1 * 0.0015 + 0.8 * 0.003) / 0.003)
+
+
 def unasked(curve, body_s):
-    mixes = asked_mixes(curve, (0, 1, 2), body_s, 4e-4)
+    mixes = asked_mixes(curve, (0, 1, 2), body_s, Asking(0.0, 4e-4))
     return unasked_widths(curve, mixes, [seconds / body_s[-1] for seconds in body_s])
 
 
@@ -119,7 +130,7 @@ def test_unasked_images_take_what_is_worth_most_at_the_price(worth, body_s):
 
 
 def test_a_plan_without_asking_is_for_the_width_of_the_price():
-    policy = GateSlack((0, 1, 2), LIVE, Curve((0.8, 0.89, 0.9), ((0.85, (0.4, 0.3, 0.3)),)), 0.0)
+    policy = GateSlack((0, 1, 2), LIVE, Curve((0.8, 0.89, 0.9), ((0.85, (0.4, 0.3, 0.3)),)), FREE)
     assert policy.before(1.0, 9, 0) is None
     assert policy.unasked[1] == 2
     assert policy.before(1.0, 9, 1) == Plan(2, LIVE.table.best_whole_batch(2))
@@ -192,4 +203,4 @@ def test_blind_policies_follow_what_batches_take():
 
 
 def test_a_look_keeps_its_widths():
-    assert GateSlack((0, 1, 2), LIVE, None, 0.0).after(look(2, (2, 1)), 3, 5) == 1
+    assert GateSlack((0, 1, 2), LIVE, None, FREE).after(look(2, (2, 1)), 3, 5) == 1

@@ -31,11 +31,10 @@ class Noting(Scheduler):
 class Replay:
     """One replay, with what was learnt in it. ``facts``: of the table, then of the machine."""
 
-    def __init__(self, arrivals, policy="fixed:0", workers=1, facts=None, **machine):
+    def __init__(self, arrivals, policy="fixed:0", workers=1, facts=None, *, has_exit=False, **machine):
         self.machine = Machine(table(**(facts or {"batch": 1})), workers, 10_000, 100.0, **machine)
         self.process = Overhead()
         self.times = LiveTimes(self.machine.times, self.process if self.machine.plans_count_loop else None)
-        has_exit = self.machine.has_exit
         scheduler = Noting(policy_named(policy, (0, 1, 2), self.times), self.times, workers, has_exit=has_exit)
         self.served = Run(scheduler, self.machine, LOOKS, self.process).replay(arrivals)
         self.ends = [end.finish_s for end in self.served]
@@ -57,6 +56,17 @@ def test_answers_leave_one_after_the_other():
     assert ends == pytest.approx([2.5, 3.0])
     together = Replay(at(0.0, 0.0, 0.0), facts={"batch": 2}, back_s=0.5).ends
     assert together == pytest.approx([2.5, 6.3, 6.8])  # the second batch is of two images and takes 3.8 s
+
+
+def test_the_loop_is_asked_for_every_batch():
+    one, other = Replay(at(0.0, 0.0), handover_s=0.5).ends
+    assert (one, other) == (pytest.approx(2.5), pytest.approx(2.5 + 2.0 + 0.5))
+    plain, asked = (
+        Replay(at(0.0, 0.0, image=2), "gate", 1, {"batch": 2}, has_exit=True, ask_loop_s=s) for s in (0.0, 0.5)
+    )
+    later_s = [b - a for a, b in zip(plain.ends, asked.ends, strict=True)]
+    assert later_s == pytest.approx([0.5, 1.0])  # the worker waits, too
+    assert Replay(at(0.0), ask_loop_s=0.5).ends == Replay(at(0.0)).ends
 
 
 def test_answers_go_before_newcomers_and_interrupt_none():
@@ -174,6 +184,9 @@ MACHINES = st.fixed_dictionaries(
         "cores": st.sampled_from([None, 1, 2, 3]),
         "ahead": st.integers(0, 2),
         "overhead_s": st.sampled_from([0.0, 0.5]),
+        "ask_s": st.sampled_from([0.0, 0.3]),
+        "ask_loop_s": st.sampled_from([0.0, 0.3]),
+        "handover_s": st.sampled_from([0.0, 0.4]),
         "has_exit": st.booleans(),
     }
 )

@@ -128,13 +128,16 @@ def test_overhead_and_workers_reach_the_machine(run, flags, tmp_path):
 
 
 def test_the_loop_the_client_and_the_cores_reach_the_machine_and_the_page(run, flags, tmp_path):
-    given = ("--front-ms", "0.5", "--back-ms", "0.25", "--client-ms", "0.75", "--cores", "4", "--workers", "4")
+    given = (
+        "--front-ms", "0.5", "--back-ms", "0.25", "--handover-ms", "0.125", "--client-ms", "0.75", "--cores", "4",
+        "--workers", "4",
+    )  # fmt: skip
     assert run(*flags("--policies", "fixed:0", "--out", str(tmp_path), *given, evaluated=False))[0] == 0
     found = json.loads((tmp_path / "simulation.json").read_text())
     calm, _ = found["runs"]
-    assert calm["p50_ms"] == pytest.approx(2.0 + 0.5 + 0.25 + 0.75)
-    assert {name: found[name] for name in ("front_ms", "back_ms", "client_ms", "cores")} == {
-        "front_ms": 0.5, "back_ms": 0.25, "client_ms": 0.75, "cores": 4,
+    assert calm["p50_ms"] == pytest.approx(2.0 + 0.5 + 0.25 + 0.125 + 0.75)
+    assert {name: found[name] for name in ("front_ms", "back_ms", "handover_ms", "client_ms", "cores")} == {
+        "front_ms": 0.5, "back_ms": 0.25, "handover_ms": 0.125, "client_ms": 0.75, "cores": 4,
     }  # fmt: skip
     words = found["command"].replace("\\\n", "").split()
     at = words.index("--front-ms")
