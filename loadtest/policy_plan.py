@@ -8,9 +8,9 @@ bursts of CV2 2 alone reach that.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ SUSTAINED_SHARE, SUSTAINED_LIMIT_MS = 0.99, 500.0
 FRONT_SHARE = 0.6
 """Of the event loop's time for an image, until it is admitted; an assumption: nothing tells the two apart from
 outside."""
+CALM_SHARE = 0.5
+"""Of C0: a rate at which fewer images share a batch."""
+COSTS = ("overhead_ms", "ask_ms", "ask_loop_ms", "front_ms", "back_ms", "handover_ms", "client_ms")
+"""Of an image beside what is in the latency table."""
 _BASE_SHARES = np.linspace(0.0, 0.95, 20)
 
 
@@ -36,49 +40,65 @@ class Capacity:
     """What the machine bears.
 
     images_per_s  C0: arrivals of an open loop that the narrowest width sustains. overhead_ms: worker time per image
-                  beyond the latency table, the event loop and the generator. look_ms: and more than that where the
-                  gate is asked and a body follows.
-    front_ms      of the event loop for each image until it is admitted; back_ms: and for its answer. client_ms: of the
-                  generator for each image. All 0 in files from before they were measured: overhead_ms holds them.
+                  beyond the latency table, the event loop and the generator. ask_ms: and more than that where the gate
+                  is asked; ask_loop_ms: of the event loop, likewise.
+    front_ms      of the event loop for each image until it is admitted; back_ms: and for its answer. handover_ms: of
+                  the event loop for each batch. client_ms: of the generator for each image.
     worker_priority  that servers were given.
-    loop_per_s    images per second of a loop without HTTP on all cores, when this was measured: how fast the machine
-                  was. 0 where nobody looked.
     """
 
     images_per_s: float
     workers: int
     overhead_ms: float
-    look_ms: float
+    ask_ms: float = 0.0
+    ask_loop_ms: float = 0.0
     front_ms: float = 0.0
     back_ms: float = 0.0
+    handover_ms: float = 0.0
     client_ms: float = 0.0
     worker_priority: str = "low"
-    loop_per_s: float = 0.0
 
     @property
     def tau0_ms(self) -> float:
         return self.workers / self.images_per_s * 1e3
 
-    def slo_ms(self, cv2: int, speed: float = 1.0) -> float:
-        """To a tenth of a millisecond, as it is sent. speed: of the machine, as a multiple of what it was."""
-        return round(TAUS[cv2] * self.tau0_ms / speed, 1)
+    def slo_ms(self, cv2: int) -> float:
+        """To a tenth of a millisecond, as it is sent."""
+        return round(TAUS[cv2] * self.tau0_ms, 1)
 
-    @property
-    def loop_ms(self) -> float:
-        return self.front_ms + self.back_ms
+    def loop_ms(self, batches: float, answered: float) -> float:
+        """Of the event loop for an image, where so many batches are run for one, and so large a share is answered."""
+        return self.front_ms + self.back_ms * answered + self.handover_ms * batches
 
-    def twin_flags(self) -> dict[str, str]:
-        """Of ``slicewise simulate``: the machine in the offline twin."""
-        costs = ("overhead_ms", "look_ms", "front_ms", "back_ms", "client_ms")
-        flags = {f"--{name.replace('_', '-')}": f"{getattr(self, name):.3f}" for name in costs}
+    def twin_flags(self, slower: float = 1.0) -> dict[str, str]:
+        """Of ``slicewise simulate``: the machine in the offline twin. slower: all but its batches, by this factor."""
+        flags = {f"--{name.replace('_', '-')}": f"{slower * getattr(self, name):.3f}" for name in COSTS}
         return {"--workers": str(self.workers), **flags, "--cores": str(self.workers)}
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """CPU milliseconds per image of a run: of the event loop, of the service's process, of the generator.
+
+    batches  of trunks, per image.
+    """
+
+    loop_ms: float
+    process_ms: float
+    client_ms: float
+    batches: float
+
+
+def median_spent(repeats: Sequence[Spent]) -> Spent:
+    """Of runs at the same load, each figure by itself."""
+    return Spent(*(median(getattr(one, each.name) for one in repeats) for each in fields(Spent)))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Of one trace under one policy. top1: of the answers in time, None where none is judged.
 
-    speed  of the machine when it ran, as a multiple of what it was when its capacity was measured.
+    slower  how many times what was measured with the capacity the event loop took when it ran, or in the twin.
     """
 
     cv2: int
@@ -87,7 +107,7 @@ class Outcome:
     attainment: float
     top1: float | None
     late_sends: int = 0
-    speed: float = 1.0
+    slower: float = 1.0
 
 
 def sustained(holds: Callable[[float], bool], most_per_s: float) -> float:
@@ -112,19 +132,47 @@ def draw(cv2: int, base: float, capacity_per_s: float, duration_s: float, seed: 
     return bursty(rate, base * rate, cv2, duration_s, np.random.default_rng(seed))
 
 
-def capacity(
-    images_per_s: float, workers: int, timings: Iterable[dict[str, Any]], look_ms: float, loop_ms: float,
-    client_ms: float,
-) -> Capacity:  # fmt: skip
-    """What a machine of as many cores as workers bears, with what was measured at C0 per image.
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """What was spent at C0, at less, and there where the gate is asked and an early exit answers."""
+
+    busy: Spent
+    calm: Spent
+    asked: Spent
+
+    @property
+    def handover_ms(self) -> float:
+        """Event loop time of a batch: what an image takes more where fewer share one, as a line through two loads."""
+        more = self.calm.batches - self.busy.batches
+        return max(0.0, (self.calm.loop_ms - self.busy.loop_ms) / more) if more > 0 else 0.0
+
+    @property
+    def ask_loop_ms(self) -> float:
+        """Event loop time that an image costs more where the gate is asked."""
+        more_batches = self.asked.batches - self.calm.batches
+        return max(0.0, self.asked.loop_ms - self.calm.loop_ms - self.handover_ms * more_batches)
+
+    @property
+    def ask_ms(self) -> float:
+        """The same of all other threads of the service."""
+        others = [spent.process_ms - spent.loop_ms for spent in (self.asked, self.calm)]
+        return max(0.0, others[0] - others[1])
+
+
+def capacity(images_per_s: float, workers: int, timings: Iterable[dict[str, Any]], loads: Loads) -> Capacity:
+    """What a machine of as many cores as workers bears.
 
     The loop is one thread: it takes no longer for an image than there is between two at C0. What is left of the time
     of all cores is worker time, so that in the twin they are all busy at C0, too.
     """
-    loop_ms = min(loop_ms, 1e3 / images_per_s)
-    rest_ms = overhead_ms(images_per_s, workers, timings, loop_ms + client_ms)
-    front_ms = FRONT_SHARE * loop_ms
-    return Capacity(images_per_s, workers, rest_ms, look_ms, front_ms, loop_ms - front_ms, client_ms)
+    busy = loads.busy
+    loop_ms = min(busy.loop_ms, 1e3 / images_per_s)
+    handover_ms = min(loads.handover_ms, loop_ms / busy.batches)
+    front_ms = FRONT_SHARE * (loop_ms - handover_ms * busy.batches)
+    return Capacity(
+        images_per_s, workers, overhead_ms(images_per_s, workers, timings, loop_ms + busy.client_ms), loads.ask_ms,
+        loads.ask_loop_ms, front_ms, front_ms / FRONT_SHARE - front_ms, handover_ms, busy.client_ms,
+    )  # fmt: skip
 
 
 def overhead_ms(
@@ -141,21 +189,16 @@ def overhead_ms(
     return max(0.0, (workers / capacity_per_s - best_s[None] - best_s[0]) * 1e3 - other_ms)
 
 
-def look_ms(capacity_per_s: float, looked_per_s: float, workers: int) -> float:
-    """Worker milliseconds that an image costs more when the gate is asked, from what is sustained with and without."""
-    return max(0.0, workers / looked_per_s - workers / capacity_per_s) * 1e3
-
-
-def slice_1_alone(slices: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Headers that leave only slice 1 to an image, of slices as ``/v1/models`` lists them.
-
-    Raises ValueError where no floor tells it from slice 0.
-    """
-    narrowest, *wider = (each["accuracy"] for each in slices)
-    if not wider or None in (narrowest, *wider) or narrowest >= min(wider):
-        accuracies = ", ".join(map(str, [narrowest, *wider]))
-        raise ValueError(f"slices have accuracies of {accuracies}; needed: two and more, the narrowest the lowest")
-    return f"Compute-Budget={slices[1]['madds_served']}", f"Accuracy-Floor={min(wider)}"
+def median_of(repeats: Sequence[Outcome]) -> Outcome:
+    """Of runs of one trace under one policy: medians; late sends are added up."""
+    known = [one.top1 for one in repeats if one.top1 is not None]
+    return replace(
+        repeats[0],
+        attainment=median(one.attainment for one in repeats),
+        top1=median(known) if known else None,
+        late_sends=sum(one.late_sends for one in repeats),
+        slower=median(one.slower for one in repeats),
+    )
 
 
 def means(outcomes: Iterable[Outcome]) -> dict[tuple[int, str], tuple[float, float | None]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from loadtest.policy_plan import (
+    CALM_SHARE,
     MEAN_SHARE,
     PEAK_SHARE,
     PEAK_WINDOW_S,
@@ -23,17 +25,33 @@ from loadtest.tables import machine_lines, table
 OURS, RIVAL, BOUND, WIDEST = "gate_slack", "slackfit", "fixed:0", "fixed:widest"
 
 
-def markdown(
-    capacity: Capacity, live: Sequence[Outcome], twin: Sequence[Outcome], comparisons: Sequence[dict[str, Any]],
-    machine: Machine, duration_s: float,
-) -> str:  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a study has found.
+
+    live        of every trace and policy, the median of ``repeats`` runs. same: these traces in the twin, on a machine
+                that is as slow as this one was in each of the runs.
+    twin        of all traces, on the machine as it was when its capacity was measured. comparisons: with the rival.
+    duration_s  of each trace.
+    """
+
+    live: Sequence[Outcome]
+    same: Sequence[Outcome]
+    twin: Sequence[Outcome]
+    comparisons: Sequence[dict[str, Any]]
+    duration_s: float
+    repeats: int
+
+
+def markdown(capacity: Capacity, found: Findings, machine: Machine) -> str:
     """The page."""
-    seeds, twin_seeds = (1 + max(one.seed for one in outcomes) for outcomes in (live, twin))
-    same = [one for one in twin if one.seed < seeds]
-    lines = ["# Policies under bursts", "", *machine_lines(machine), "", *_setting(capacity, duration_s), ""]
-    lines += [f"## Live, {seeds} seeds", "", *_paces(live), *_means(live), "", *_against_the_bound(live, same), ""]
-    lines += [f"## In the offline twin, {twin_seeds} seeds", "", *_means(twin), ""]
-    lines += ["## In the offline twin, less slackfit", "", *_comparisons(comparisons), ""]
+    live, same = found.live, found.same
+    seeds, twin_seeds = (1 + max(one.seed for one in outcomes) for outcomes in (live, found.twin))
+    lines = ["# Policies under bursts", "", *machine_lines(machine), "", *_setting(capacity, found.duration_s), ""]
+    lines += [f"## Live, {seeds} seeds", "", *_slowness(live, found.repeats), "", *_means(live), ""]
+    lines += [*_against_the_bound(live, same), ""]
+    lines += [f"## In the offline twin, {twin_seeds} seeds", "", *_means(found.twin), ""]
+    lines += ["## In the offline twin, less slackfit", "", *_comparisons(found.comparisons), ""]
     lines += [f"## The twin against the machine, the same {seeds} seeds", "", *_twin_error(live, same), ""]
     late = sum(one.late_sends for one in live)
     lines += [f"Requests that the generator sent more than 1 ms behind their instant, all live runs: {late:,}."]
@@ -50,31 +68,32 @@ def _setting(capacity: Capacity, duration_s: float) -> list[str]:
         f"{PEAK_WINDOW_S:g} s nearest to {PEAK_SHARE:g} C0. Worker threads have the priority "
         f"`{capacity.worker_priority}`. Every request has a Latency-Budget: {slos}. The twin "
         f"charges {capacity.overhead_ms:.2f} ms of worker time to every image beside the latency table, "
-        f"{_beside(capacity)}, and {capacity.look_ms:.2f} ms more where a body follows the gate: what slice 1 "
-        "takes more when it is asked and budgets allow nothing else than when nobody asks, measured in the same way.",
+        f"{_beside(capacity)}. Where the gate is asked it charges {capacity.ask_ms:.2f} ms of worker time and "
+        f"{capacity.ask_loop_ms:.2f} ms of the event loop more: what is spent more at {CALM_SHARE:g} C0 when budgets "
+        "leave slice 0 alone to images that are asked.",
     ]
 
 
 def _beside(capacity: Capacity) -> str:
     """Where the rest of tau0 goes."""
-    if not capacity.loop_ms:
+    if not capacity.front_ms:
         return "the difference between tau0 and the table"
     return (
-        f"{capacity.loop_ms:.2f} ms to the event loop ({capacity.front_ms:.2f} ms until it is admitted, "
-        f"{capacity.back_ms:.2f} ms for its answer; that split is assumed) and {capacity.client_ms:.2f} ms to the "
+        f"{capacity.front_ms:.2f} ms to the event loop until it is admitted and {capacity.back_ms:.2f} ms for its "
+        f"answer (that split is assumed), {capacity.handover_ms:.2f} ms to the event loop for every batch (what an "
+        f"image takes more at {CALM_SHARE:g} C0, where fewer share a batch) and {capacity.client_ms:.2f} ms to the "
         f"generator, as measured at C0, on {capacity.workers} cores for all; worker time is what that leaves of tau0"
     )
 
 
-def _paces(live: Sequence[Outcome]) -> list[str]:
-    speeds = [one.speed for one in live]
-    if set(speeds) == {1.0}:
-        return []
+def _slowness(live: Sequence[Outcome], repeats: int) -> list[str]:
+    slower = [one.slower for one in live]
     return [
-        "Right before each run a loop without HTTP, at the narrowest width on all cores, says how fast the machine is: "
-        f"{min(speeds):.2f} to {max(speeds):.2f} of what it was when C0 was measured. The run's trace and its budgets "
-        "are stretched accordingly.",
-        "",
+        f"Of every trace and policy, the median of {repeats} runs. Policies run on a trace one after the other, each "
+        "on a server of its own; such a round is repeated in the opposite order. What the event loop takes for an "
+        f"image under `{BOUND}` says how slow the machine was in that round: {min(slower):.2f} to {max(slower):.2f} "
+        "times what was measured with C0 (medians). For the bound, and wherever live runs are compared with the twin, "
+        "the twin charges so many times the costs beside the latency table."
     ]
 
 

@@ -10,51 +10,51 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
-from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from loadtest.account_readings import read_process
-from loadtest.arms import BenchError, CommandArm, HttpArm, Window
+from loadtest.arms import BenchError, HttpArm, Window
 from loadtest.comparisons import Network, script, slicewise_server
 from loadtest.machine import describe, usable_cores
 from loadtest.mix import Mix
 from loadtest.outcomes import Figures
 from loadtest.policy_plan import (
+    CALM_SHARE,
     MEAN_SHARE,
     SUSTAINED_LIMIT_MS,
     SUSTAINED_SHARE,
     TAUS,
     Capacity,
+    Loads,
     Outcome,
+    Spent,
     base_share,
     draw,
-    look_ms,
+    median_of,
+    median_spent,
     parse_trace_name,
-    slice_1_alone,
     sustained,
     trace_name,
 )
 from loadtest.policy_plan import capacity as capacity_of
-from loadtest.policy_report import markdown
+from loadtest.policy_report import Findings, markdown
 from loadtest.provenance import shown_command
 from loadtest.run_report import RunRecord
 from loadtest.servers import Fleet, Server, ServerSpec
-from loadtest.trace_file import Origin, Trace, fill, read_origin, read_trace, write_trace
+from loadtest.trace_file import Origin, fill, write_trace
 from loadtest.traces import poisson
 from loadtest.victim import Victim
 
 CAPACITY, REPORT = "capacity.json", "report.md"
 SATURATING_CLIENTS, PROBE_S = 32, 8.0
-SPEED_WINDOW = Window(0.5, 2.0)
+LOAD_REPEATS = 3
 NARROWEST = "fixed:0"
-T = TypeVar("T")
 
 
 def configure_policies(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +75,7 @@ def configure_policies(parser: argparse.ArgumentParser) -> None:
     add("--live", default="gate_slack,slackfit,fixed:0,fixed:widest", metavar="POLICY,...")
     add("--twin", default="gate_slack,gate,slackfit,maxbatch,maxacc,fixed:0,fixed:widest", metavar="POLICY,...")
     add("--seeds", type=int, default=3, help="traces of each CV2 that are run live")
+    add("--repeats", type=int, default=3, help="runs of each of them under each policy (default: %(default)s)")
     add("--twin-seeds", type=int, default=20, help="traces of each CV2 that are simulated")
     add("--duration-s", type=float, default=20.0, help="length of each trace")
     add("--out", type=Path, required=True, metavar="DIR")
@@ -85,13 +86,14 @@ def run_policies(arguments: argparse.Namespace) -> None:
     a = arguments
     if min(a.seeds, a.twin_seeds) < 1 or a.seeds > a.twin_seeds:
         raise ValueError(f"--seeds {a.seeds} and --twin-seeds {a.twin_seeds}; allowed: 1 <= seeds <= twin seeds")
+    if a.repeats < 1:
+        raise ValueError(f"--repeats {a.repeats}; allowed: 1 or more")
     claim(a.out, shown_command("policies", a))
     capacity = _capacity(a)
     _write_traces(a, capacity)
-    policies = a.live.split(",")
-    live = [_live(a, capacity, cv2, seed, p) for cv2 in TAUS for seed in range(a.seeds) for p in policies]
+    live, same = _live(a, capacity, a.live.split(","))
     twin, comparisons = _twin(a, capacity)
-    text = markdown(capacity, live, twin, comparisons, describe(), a.duration_s)
+    text = markdown(capacity, Findings(live, same, twin, comparisons, a.duration_s, a.repeats), describe())
     (a.out / REPORT).write_text(text, encoding="utf-8")
     print(a.out / REPORT)
 
@@ -117,50 +119,35 @@ def server_spec(a: argparse.Namespace, policy: str) -> ServerSpec:
 
 
 def _capacity(a: argparse.Namespace) -> Capacity:
-    """C0, the sustained rate of the narrowest width through HTTP with the generator running, and what images cost.
-
-    The cost of asking is what slice 1 takes more when budgets overrule the gate than when nobody asks it: behind
-    slice 0 there may be no second batch.
-    """
+    """C0, the sustained rate of the narrowest width through HTTP with the generator running, and what images cost."""
     kept = a.out / CAPACITY
     if not kept.exists():
         work = Path(tempfile.mkdtemp(prefix="slicewise-load-"))
-        rate, loop_per_s = _paced(a, partial(_sustained, a, work, NARROWEST))
-        unasked, pace_unasked = _paced(a, partial(_sustained, a, work, "fixed:1"))
-        alone = slice_1_alone(_slices(a, work))
-        looked, pace_looked = _paced(a, partial(_sustained, a, work, "gate", *alone))
-        (loop_ms, client_ms), pace_around = _paced(a, partial(_around_batches, a, work, rate))
-        profile, cores = work / "profile.json", usable_cores()
+        rate = _sustained(a, work)
+        loads = _loads(a, work, rate)
+        profile = work / "profile.json"
         call("slicewise", "profile", *where(a), "--json-out", str(profile))
         (measured,) = json.loads(profile.read_bytes())
-        unasked, looked = unasked * loop_per_s / pace_unasked, looked * loop_per_s / pace_looked
-        slower = pace_around / loop_per_s
-        asking_ms = look_ms(unasked, looked, cores)
-        found = capacity_of(rate, cores, measured["timings"], asking_ms, loop_ms * slower, client_ms * slower)
-        found = replace(found, worker_priority=a.worker_priority, loop_per_s=loop_per_s)
+        found = capacity_of(rate, usable_cores(), measured["timings"], loads)
+        found = replace(found, worker_priority=a.worker_priority)
         kept.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
-        at_1 = f"at slice 1 {unasked:.1f} images/s, asked {looked:.1f}"
-        around = f"event loop {found.loop_ms:.3f} ms, generator {found.client_ms:.3f} ms"
-        say(f"C0 {found.images_per_s:.1f} images/s, tau0 {found.tau0_ms:.2f} ms, {around}; {at_1}")
+        say(f"{found}, tau0 {found.tau0_ms:.2f} ms; {loads}")
     return Capacity(**json.loads(kept.read_bytes()))
 
 
-def _paced(a: argparse.Namespace, measure: Callable[[], T]) -> tuple[T, float]:
-    """What it finds, and how fast the machine was, just before and just after."""
-    before = _loop_per_s(a)
-    found = measure()
-    return found, fmean((before, _loop_per_s(a)))
+def _loads(a: argparse.Namespace, work: Path, rate_per_s: float) -> Loads:
+    """What is spent at a rate of the narrowest width, and at less than that, where the gate is not asked and is.
 
-
-def _loop_per_s(a: argparse.Namespace) -> float:
-    """Images per second of a loop without HTTP at the narrowest width, on all cores: how fast the machine is now."""
-    workers = usable_cores()
-    loop = (
-        script("slicewise"), "profile", *where(a), "--workers", str(workers), "--loop-only", "true", "--loop-s",
-        "{seconds}", "--loop-warm-up-s", "{warm_up}", "--loop-images", str(a.images), "--loop-mix", "0:1",
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="slicewise-load-") as work, Fleet(Path(work)) as fleet:
-        return CommandArm("bare loop", loop, workers).measure(fleet, SPEED_WINDOW).images_per_s
+    Budgets leave slice 0 alone, so that an early exit has the answer and no body follows the gate.
+    """
+    budget = f"Compute-Budget={_slices(a, work)[0]['madds_served']}"
+    calm_per_s = CALM_SHARE * rate_per_s
+    busy, calm, asked = [], [], []
+    for number in range(LOAD_REPEATS):
+        busy.append(_spent(a, work, f"busy-{number}", rate_per_s, NARROWEST))
+        calm.append(_spent(a, work, f"calm-{number}", calm_per_s, NARROWEST))
+        asked.append(_spent(a, work, f"asked-{number}", calm_per_s, "gate", budget))
+    return Loads(median_spent(busy), median_spent(calm), median_spent(asked))
 
 
 def _slices(a: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
@@ -170,19 +157,18 @@ def _slices(a: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     return slices
 
 
-def _sustained(a: argparse.Namespace, work: Path, policy: str, *budgets: str) -> float:
+def _sustained(a: argparse.Namespace, work: Path) -> float:
     """Of Poisson arrivals, with the generator that runs the traces; not above what saturating clients get."""
-    spec = server_spec(a, policy)
-    mixes = _probe_mixes(*budgets)
-    arm = HttpArm("capacity", spec, "/v1/classify", a.images, SATURATING_CLIENTS, mix=budgets[0] if budgets else "")
+    spec = server_spec(a, NARROWEST)
+    arm = HttpArm("capacity", spec, "/v1/classify", a.images, SATURATING_CLIENTS)
     with Fleet(work) as fleet:
         most = arm.measure(fleet, Window(3.0, 10.0)).images_per_s
     with Server(spec, work / "server.log") as server:
 
         def holds(rate_per_s: float) -> bool:
-            trace, out = _poisson(a, work, f"{policy[:4]}-{rate_per_s:.1f}", rate_per_s, mixes)
-            attainment = _run(a, server.url, trace, policy, out).figures.attainment
-            say(f"{policy}, {rate_per_s:.1f} images/s: {attainment or 0:.4f} within {SUSTAINED_LIMIT_MS:g} ms")
+            trace, out = _poisson(a, work, f"{rate_per_s:.1f}", rate_per_s)
+            attainment = _run(a, server.url, trace, NARROWEST, out).figures.attainment
+            say(f"{NARROWEST}, {rate_per_s:.1f} images/s: {attainment or 0:.4f} within {SUSTAINED_LIMIT_MS:g} ms")
             return (attainment or 0.0) >= SUSTAINED_SHARE
 
         rate = sustained(holds, most)
@@ -191,31 +177,40 @@ def _sustained(a: argparse.Namespace, work: Path, policy: str, *budgets: str) ->
     return rate
 
 
-def _around_batches(a: argparse.Namespace, work: Path, rate_per_s: float) -> tuple[float, float]:
-    """CPU milliseconds per image, at this rate of the narrowest width, of the event loop and of the generator.
+def _spent(a: argparse.Namespace, work: Path, name: str, rate_per_s: float, policy: str, *budgets: str) -> Spent:
+    """By images that come at this rate."""
+    trace, out = _poisson(a, work, name, rate_per_s, *budgets)
+    return _watched(a, policy, trace, out)[1]
+
+
+def _watched(a: argparse.Namespace, policy: str, trace: Path, out: Path) -> tuple[Figures, Spent]:
+    """What became of a trace under a policy, on a server of its own, and what it took; not again when it is in ``out``.
 
     uvicorn's event loop runs in the first thread of its process; before the run it has hardly done anything.
     """
-    with Server(server_spec(a, NARROWEST), work / "around.log") as server:
-        trace, out = _poisson(a, work, "around", rate_per_s, _probe_mixes())
-        before_s = _loop_cpu_s(server)
-        record = _run(a, server.url, trace, "around", out)
-        loop_s = _loop_cpu_s(server) - before_s
-    return loop_s / record.trace.requests * 1e3, record.generator.cpu_ms_per_request
+    kept = out / "spent.json"
+    if not kept.exists():
+        log = Path(tempfile.mkdtemp(prefix="slicewise-load-")) / "server.log"
+        with Victim(server_spec(a, policy), log) as server:
+            began_s = _loop_cpu_s(server), server.cpu_s()
+            record = _run(a, server.url, trace, policy, out)
+            loop_s, process_s = _loop_cpu_s(server) - began_s[0], server.cpu_s() - began_s[1]
+            batches = server.metrics().total("slicewise_batch_size_count", width="trunk")
+        images, client_ms = record.trace.requests, record.generator.cpu_ms_per_request
+        spent = Spent(loop_s / images * 1e3, process_s / images * 1e3, client_ms, batches / images)
+        kept.write_text(json.dumps(asdict(spent)) + "\n", encoding="utf-8")
+        say(f"live {out.name}: {record.figures.attainment or 0:.4f}, {spent}")
+    return RunRecord.load(out / "results.json").figures, Spent(**json.loads(kept.read_bytes()))
 
 
 def _loop_cpu_s(server: Server) -> float:
     return read_process(server.pid).threads[server.pid].cpu_s
 
 
-def _probe_mixes(*budgets: str) -> list[Mix]:
-    """Of requests that probe what is sustained."""
-    return [Mix.parse(text) for text in (f"Latency-Budget={SUSTAINED_LIMIT_MS:g}ms", *budgets)]
-
-
-def _poisson(a: argparse.Namespace, work: Path, name: str, rate_per_s: float, mixes: list[Mix]) -> tuple[Path, Path]:
-    """A new trace, and where its run goes."""
+def _poisson(a: argparse.Namespace, work: Path, name: str, rate_per_s: float, *budgets: str) -> tuple[Path, Path]:
+    """A new trace of requests that probe what is sustained, and where its run goes."""
     trace = work / f"{name}.csv"
+    mixes = [Mix.parse(text) for text in (f"Latency-Budget={SUSTAINED_LIMIT_MS:g}ms", *budgets)]
     origin = Origin("poisson", {"rate_per_s": rate_per_s}, PROBE_S, 0, a.image_count, tuple(map(str, mixes)))
     arrivals = poisson(rate_per_s, PROBE_S, np.random.default_rng(0))
     write_trace(fill(arrivals, a.image_count, mixes, 0), trace, origin)
@@ -266,55 +261,80 @@ def _write_traces(a: argparse.Namespace, capacity: Capacity) -> None:
             write_trace(fill(arrivals, a.image_count, [mix], seed), _trace(a, cv2, seed), origin)
 
 
-def _live(a: argparse.Namespace, capacity: Capacity, cv2: int, seed: int, policy: str) -> Outcome:
-    """On the trace as it is on a machine that is as fast as this one is now."""
-    name = f"{trace_name(cv2, seed)}-{policy.replace(':', '-')}"
-    stretched, out = a.out / "traces" / "live" / f"{name}.csv", a.out / "live" / name
-    if not (out / "results.json").exists():
-        speed = _loop_per_s(a) / capacity.loop_per_s if capacity.loop_per_s else 1.0
-        stretched.parent.mkdir(exist_ok=True)
-        _stretch(_trace(a, cv2, seed), stretched, speed, capacity.slo_ms(cv2, speed))
-    figures, origin = served(a, policy, stretched, out), read_origin(stretched)
-    speed = 1.0 if origin is None else origin.parameters["speed"]
-    return Outcome(cv2, seed, policy, figures.attainment or 0.0, figures.top1, figures.late_sends, speed)
+def _live(a: argparse.Namespace, capacity: Capacity, policies: Sequence[str]) -> tuple[list[Outcome], list[Outcome]]:
+    """Every policy on every live trace, and the same in the twin; of several runs of each the medians.
+
+    First all that needs an idle machine.
+    """
+    traces = [(cv2, seed) for cv2 in TAUS for seed in range(a.seeds)]
+    rounds = {trace: [_round(a, capacity, *trace, policies, number) for number in range(a.repeats)] for trace in traces}
+    live, twin = [], []
+    for trace, measured in rounds.items():
+        simulated = [_twin_round(a, capacity, *trace, found, number) for number, found in enumerate(measured)]
+        live += [median_of([found[policy] for found in measured]) for policy in policies]
+        twin += [median_of([found[policy] for found in simulated]) for policy in policies]
+    return live, twin
 
 
-def _stretch(path: Path, stretched: Path, speed: float, slo_ms: float) -> None:
-    """The same requests, so many times as fast, each with this budget."""
-    trace, origin, mix = read_trace(path), read_origin(path), Mix.parse(f"Latency-Budget={slo_ms}ms:1")
-    assert origin is not None, "written by this study: this is a bug"
-    at_s = tuple(at_s / speed for at_s in trace.at_s)
-    drawn = origin.parameters | {"speed": speed}
-    origin = replace(origin, parameters=drawn, duration_s=origin.duration_s / speed, mixes=(str(mix),))
-    write_trace(Trace(at_s, trace.image, {mix.header: (mix.shares[0][0],) * len(at_s)}), stretched, origin)
+def _round(
+    a: argparse.Namespace, capacity: Capacity, cv2: int, seed: int, policies: Sequence[str], number: int
+) -> dict[str, Outcome]:  # fmt: skip
+    """Every policy once, one after the other; how slow the machine was meanwhile, the narrowest width says."""
+    runs, name = {}, f"{trace_name(cv2, seed)}-{number}"
+    for policy in policies[:: -1 if number % 2 else 1]:
+        out = a.out / "live" / f"{name}-{policy.replace(':', '-')}"
+        runs[policy] = _watched(a, policy, _trace(a, cv2, seed), out)
+    slower = 1.0
+    if NARROWEST in runs:
+        figures, spent = runs[NARROWEST]
+        slower = spent.loop_ms / capacity.loop_ms(spent.batches, 1.0 - figures.refused / figures.requests)
+    found = {policy: figures for policy, (figures, _) in runs.items()}
+    return {p: Outcome(cv2, seed, p, f.attainment or 0.0, f.top1, f.late_sends, slower) for p, f in found.items()}
+
+
+def _twin_round(
+    a: argparse.Namespace, capacity: Capacity, cv2: int, seed: int, live: Mapping[str, Outcome], number: int
+) -> dict[str, Outcome]:  # fmt: skip
+    """The same in the twin, on a machine that is as slow."""
+    out, slower = a.out / "twin-live" / f"{trace_name(cv2, seed)}-{number}", next(iter(live.values())).slower
+    runs = _simulated(a, capacity, [_trace(a, cv2, seed)], list(live), out, slower)["runs"]
+    return {one.policy: replace(one, slower=slower) for one in _outcomes(runs)}
 
 
 def _twin(a: argparse.Namespace, capacity: Capacity) -> tuple[list[Outcome], Sequence[dict[str, object]]]:
-    out = a.out / "twin"
+    traces = [_trace(a, cv2, seed) for cv2 in TAUS for seed in range(a.twin_seeds)]
+    found = _simulated(a, capacity, traces, a.twin.split(","), a.out / "twin", 1.0, "--against", "slackfit")
+    return list(_outcomes(found["runs"])), found["comparisons"]
+
+
+def _simulated(
+    a: argparse.Namespace, capacity: Capacity, traces: Sequence[Path], policies: Sequence[str], out: Path,
+    slower: float, *flags: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What the twin makes of them; not again when it is in ``out``."""
     if not (out / "simulation.json").exists():
-        traces = ",".join(str(_trace(a, cv2, seed)) for cv2 in TAUS for seed in range(a.twin_seeds))
         call(
-            "slicewise", "simulate", *where(a), "--operating-point", str(a.operating_point), "--trace", traces,
-            "--evaluation", str(a.evaluation), "--policies", a.twin, "--against", "slackfit",
-            *chain(*capacity.twin_flags().items()), "--worker-priority", capacity.worker_priority, "--out", str(out),
+            "slicewise", "simulate", *where(a), "--operating-point", str(a.operating_point), "--trace",
+            ",".join(map(str, traces)), "--evaluation", str(a.evaluation), "--policies", ",".join(policies),
+            *chain(*capacity.twin_flags(slower).items()), "--worker-priority", capacity.worker_priority,
+            "--out", str(out), *flags,
         )  # fmt: skip
-    found = json.loads((out / "simulation.json").read_bytes())
-    fixed = {str(run["policy"]) for run in found["runs"] if str(run["policy"]).startswith("fixed:")}
-    widest = max(fixed, key=lambda policy: int(policy.partition(":")[2]), default="")
-    return list(_outcomes(found["runs"], widest)), found["comparisons"]
+    found: dict[str, Any] = json.loads((out / "simulation.json").read_bytes())
+    return found
 
 
-def _outcomes(runs: Iterable[dict[str, object]], widest: str) -> Iterable[Outcome]:
+def _outcomes(runs: Iterable[dict[str, object]]) -> list[Outcome]:
     """The simulator calls the widest by its index; here it keeps the name it was asked for by."""
+    fixed = {str(run["policy"]) for run in runs if str(run["policy"]).startswith("fixed:")} - {NARROWEST}
+    widest = max(fixed, key=lambda policy: int(policy.partition(":")[2]), default="")
+    found = []
     for run in runs:
         cv2, seed = parse_trace_name(str(run["trace"]))
-        policy, top1 = str(run["policy"]), run["top1"]
-        attainment = run["attainment"]
+        policy, attainment, top1 = str(run["policy"]), run["attainment"], run["top1"]
         assert isinstance(attainment, float | int), "what the simulator writes: this is a bug"
-        yield Outcome(
-            cv2, seed, "fixed:widest" if policy == widest and policy != "fixed:0" else policy, float(attainment),
-            float(top1) if isinstance(top1, float | int) else None,
-        )  # fmt: skip
+        right = float(top1) if isinstance(top1, float | int) else None
+        found.append(Outcome(cv2, seed, "fixed:widest" if policy == widest else policy, float(attainment), right))
+    return found
 
 
 def call(command: str, *arguments: str) -> None:

@@ -19,20 +19,22 @@ from loadtest.policy_plan import (
     RATE_STEP,
     TAUS,
     Capacity,
+    Loads,
     Outcome,
+    Spent,
     base_share,
     capacity,
     draw,
-    look_ms,
     means,
+    median_of,
+    median_spent,
     overhead_ms,
     parse_trace_name,
-    slice_1_alone,
     sustained,
     trace_name,
 )
-from loadtest.policy_report import markdown
-from loadtest.trace_file import read_trace
+from loadtest.policy_report import Findings, markdown
+from loadtest.server_state import Metrics
 from loadtest.traces import mean_rate, peak_rate
 
 CAPACITY = Capacity(500.0, 2, 1.5, 0.25)
@@ -41,16 +43,6 @@ CAPACITY = Capacity(500.0, 2, 1.5, 0.25)
 def test_tau_and_slo_follow_from_the_capacity():
     assert CAPACITY.tau0_ms == pytest.approx(4.0)
     assert {cv2: CAPACITY.slo_ms(cv2) for cv2 in TAUS} == {2: 40.0, 4: 40.0, 8: 80.0}
-
-
-def test_a_faster_machine_has_less_time():
-    assert CAPACITY.slo_ms(8, speed=1.25) == CAPACITY.slo_ms(8) / 1.25 == 64.0
-
-
-def test_how_fast_the_machine_is_is_asked_before_and_after(monkeypatch):
-    paces = iter([100.0, 300.0])
-    monkeypatch.setattr(policy_study, "_loop_per_s", lambda _: next(paces))
-    assert policy_study._paced(None, lambda: "found") == ("found", 200.0)
 
 
 @pytest.mark.parametrize("cv2", TAUS)
@@ -70,51 +62,99 @@ def test_the_overhead_is_what_the_table_does_not_explain():
     assert overhead_ms(4000.0, 2, timings) == 0.0
 
 
+TIMINGS = [{"width": width, "batch": 1, "p50_s": seconds} for width, seconds in ((None, 0.001), (0, 0.0005))]
+BUSY, CALM = Spent(1.0, 3.0, 0.4, 0.5), Spent(1.2, 3.4, 0.5, 0.9)
+ASKED = Spent(1.33, 3.83, 0.5, 1.0)
+
+
+def test_a_batch_takes_the_loop_what_images_take_more_where_fewer_share_one():
+    assert Loads(BUSY, CALM, ASKED).handover_ms == pytest.approx(0.2 / 0.4)
+    assert Loads(BUSY, replace(CALM, loop_ms=0.9), ASKED).handover_ms == 0.0
+    assert Loads(BUSY, replace(CALM, batches=0.5), ASKED).handover_ms == 0.0
+
+
+def test_asking_costs_the_loop_and_others_beside_its_batches():
+    loads = Loads(BUSY, CALM, ASKED)
+    assert loads.ask_loop_ms == pytest.approx(0.13 - 0.5 * 0.1)
+    assert loads.ask_ms == pytest.approx((3.83 - 1.33) - (3.4 - 1.2))
+    assert (Loads(BUSY, CALM, BUSY).ask_loop_ms, Loads(BUSY, CALM, BUSY).ask_ms) == (0.0, 0.0)
+
+
+def test_what_the_loop_and_the_generator_take_is_no_workers_time():
+    found = capacity(500.0, 2, TIMINGS, Loads(BUSY, CALM, ASKED))
+    assert found.overhead_ms == pytest.approx(4.0 - 1.5 - 1.4)
+    assert (found.handover_ms, found.front_ms, found.back_ms) == pytest.approx((0.5, 0.6 * 0.75, 0.4 * 0.75))
+    assert found.loop_ms(0.5, 1.0) == pytest.approx(1.0)
+    assert found.loop_ms(1.0, 0.5) == pytest.approx(1.0 + 0.25 - 0.15)
+    assert (found.ask_ms, found.ask_loop_ms, found.client_ms) == pytest.approx((0.3, 0.08, 0.4))
+
+
+def test_the_loop_takes_no_longer_than_the_rate_allows():
+    slow = Loads(replace(BUSY, loop_ms=2.3, client_ms=1.0), replace(CALM, loop_ms=9.0), ASKED)
+    found = capacity(500.0, 2, TIMINGS, slow)
+    assert (found.loop_ms(0.5, 1.0), found.front_ms, found.overhead_ms) == (pytest.approx(2.0), 0.0, 0.0)
+
+
+def test_of_several_loads_each_figure_is_a_median():
+    spent = [Spent(1.0, 6.0, 0.1, 0.5), Spent(2.0, 5.0, 0.3, 0.4), Spent(3.0, 4.0, 0.2, 0.6)]
+    assert median_spent(spent) == Spent(2.0, 5.0, 0.2, 0.5)
+
+
+def test_the_twin_is_told_of_every_cost():
+    found = replace(CAPACITY, ask_loop_ms=0.05, front_ms=0.36, back_ms=0.24, handover_ms=0.2, client_ms=0.3)
+    flags = {
+        "--workers": "2", "--overhead-ms": "1.500", "--ask-ms": "0.250", "--ask-loop-ms": "0.050", "--front-ms":
+        "0.360", "--back-ms": "0.240", "--handover-ms": "0.200", "--client-ms": "0.300", "--cores": "2",
+    }  # fmt: skip
+    assert found.twin_flags() == flags
+    slower = found.twin_flags(1.5)
+    assert {name for name in flags if slower[name] != flags[name]} == flags.keys() - {"--workers", "--cores"}
+    assert (slower["--front-ms"], slower["--overhead-ms"]) == ("0.540", "2.250")
+
+
 class NoServer:
+    """One image takes the loop 0.7 ms, the process 1.1 and the generator 0.3; two share a batch."""
+
     url = "http://127.0.0.1:1"
 
     def __init__(self, *_): ...
 
     def __enter__(self):
+        self.readings = iter([5.0, 6.1])
         return self
 
     def __exit__(self, *_): ...
 
+    def cpu_s(self):
+        return next(self.readings)
 
-TIMINGS = [{"width": width, "batch": 1, "p50_s": seconds} for width, seconds in ((None, 0.001), (0, 0.0005))]
-
-
-def test_what_the_loop_and_the_generator_take_is_no_workers_time():
-    found = capacity(500.0, 2, TIMINGS, 0.25, loop_ms=1.0, client_ms=0.4)
-    assert found == Capacity(500.0, 2, pytest.approx(4.0 - 1.5 - 1.4), 0.25, 0.6, pytest.approx(0.4), 0.4)
-    assert found.loop_ms == pytest.approx(1.0)
-    assert capacity(500.0, 2, TIMINGS, 0.25, 0.0, 0.0).overhead_ms == overhead_ms(500.0, 2, TIMINGS)
+    def metrics(self):
+        return Metrics.parse(
+            'slicewise_batch_size_count{width="trunk"} 500.0\nslicewise_batch_size_count{width="0"} 400.0\n'
+        )
 
 
-def test_the_loop_takes_no_longer_than_the_rate_allows():
-    found = capacity(500.0, 2, TIMINGS, 0.0, loop_ms=2.3, client_ms=1.0)
-    assert (found.loop_ms, found.overhead_ms) == (pytest.approx(2.0), 0.0)
+STUDY = SimpleNamespace(
+    image_count=10, operating_point=0, worker_priority="low", model="m", images=Path("some.zip"), repository=None
+)
 
 
-def test_the_twin_is_told_of_every_cost():
-    flags = replace(CAPACITY, front_ms=0.36, back_ms=0.24, client_ms=0.3).twin_flags()
-    assert flags == {
-        "--workers": "2", "--overhead-ms": "1.500", "--look-ms": "0.250", "--front-ms": "0.360", "--back-ms": "0.240",
-        "--client-ms": "0.300", "--cores": "2",
-    }  # fmt: skip
-
-
-def test_costs_around_batches_are_read_at_both_ends_of_a_run(monkeypatch, tmp_path):
-    """No server: one image takes the loop 0.7 ms and the generator 0.3."""
+def test_what_a_run_takes_is_read_at_both_its_ends(monkeypatch, tmp_path):
     readings = iter([5.0, 5.7])
-    record = SimpleNamespace(trace=SimpleNamespace(requests=1000), generator=SimpleNamespace(cpu_ms_per_request=0.3))
-    spec = SimpleNamespace(image_count=10, operating_point=0, worker_priority="low", model="m", images=Path("some.zip"),
-                           repository=None)  # fmt: skip
-    monkeypatch.setattr(policy_study, "Server", NoServer)
+    figures = SimpleNamespace(attainment=0.5)
+    record = SimpleNamespace(
+        trace=SimpleNamespace(requests=1000), generator=SimpleNamespace(cpu_ms_per_request=0.3), figures=figures
+    )
+    monkeypatch.setattr(policy_study, "Victim", NoServer)
     monkeypatch.setattr(policy_study, "_loop_cpu_s", lambda _: next(readings))
     monkeypatch.setattr(policy_study, "_run", lambda *_: record)
-    assert policy_study._around_batches(spec, tmp_path, 100.0) == (pytest.approx(0.7), 0.3)
-    assert len((tmp_path / "around.csv").read_text().splitlines()) == pytest.approx(800, rel=0.1)
+    monkeypatch.setattr(policy_study.RunRecord, "load", lambda _: record)
+    monkeypatch.setattr(policy_study.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "calm").mkdir()
+    spent = policy_study._spent(STUDY, tmp_path, "calm", 100.0, "fixed:0")
+    assert spent == Spent(pytest.approx(0.7), pytest.approx(1.1), 0.3, 0.5)
+    assert len((tmp_path / "calm.csv").read_text().splitlines()) == pytest.approx(800, rel=0.1)
+    assert policy_study._watched(STUDY, "fixed:0", tmp_path / "calm.csv", tmp_path / "calm") == (figures, spent)  # kept
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps the time of threads")
@@ -136,11 +176,6 @@ def _busy():
         pass
 
 
-def test_asking_costs_what_fewer_images_are_sustained():
-    assert look_ms(500.0, 400.0, 2) == pytest.approx(1.0)
-    assert look_ms(500.0, 510.0, 2) == 0.0
-
-
 def test_trace_names_come_back():
     assert parse_trace_name(trace_name(4, 17)) == (4, 17)
 
@@ -158,14 +193,6 @@ def test_the_sustained_rate_is_the_highest_step_that_holds(limit_per_s):
     assert len(asked) <= 6
 
 
-def test_budgets_leave_slice_1_alone():
-    slices = [{"accuracy": a, "madds_served": m} for a, m in ((0.7, 10), (0.81, 20), (0.8, 30))]
-    assert slice_1_alone(slices) == ("Compute-Budget=20", "Accuracy-Floor=0.8")
-    for accuracies in ((0.7,), (0.8, 0.8), (0.7, None)):
-        with pytest.raises(ValueError, match="needed: two and more, the narrowest the lowest"):
-            slice_1_alone([{"accuracy": a, "madds_served": 1} for a in accuracies])
-
-
 def test_no_rate_may_be_sustained():
     assert sustained(lambda _: False, 100.0) == 0
 
@@ -180,13 +207,23 @@ def test_seeds_are_averaged():
     assert found == {(2, "a"): (pytest.approx(0.6), 0.8), (4, "a"): (1.0, None)}
 
 
+def test_of_repeated_runs_the_median_counts():
+    runs = [Outcome(2, 0, "a", x, y, late, slower) for x, y, late, slower in ((0.5, 0.8, 1, 1.0), (0.9, None, 2, 1.1))]
+    assert median_of(runs) == Outcome(2, 0, "a", pytest.approx(0.7), 0.8, 3, pytest.approx(1.05))
+
+
+def study(live, twin, against=()):
+    return Findings(live, twin, twin, against, 20.0, 3)
+
+
 @pytest.mark.parametrize(
     ("ours", "widest", "verdicts"),
     [(0.985, 0.8, ["met", "met"]), (0.97, 0.8, ["**missed**", "met"]), (0.985, 0.9, ["met", "**missed**"])],
 )
 def test_the_report_judges_the_bound_and_the_widest(ours, widest, verdicts):
     against = [{"policy": "gate_slack", "attainment": {"value": 0.01, "low": 0.0, "high": 0.02}, "top1": None}]
-    text = markdown(CAPACITY, outcomes(ours, widest), outcomes(ours, widest, 0.89), against, describe(), 20.0)
+    found = study(outcomes(ours, widest), outcomes(ours, widest, 0.89), against)
+    text = markdown(CAPACITY, found, describe())
     (row,) = (line for line in text.splitlines() if line.startswith("| 8 | 0.9"))
     assert [cell.rsplit(", ")[-1].strip() for cell in row.split("|") if ", " in cell] == verdicts
     assert "| gate_slack | +1.00 [+0.00, +2.00] | - |" in text
@@ -197,9 +234,14 @@ def test_the_report_judges_the_bound_and_the_widest(ours, widest, verdicts):
 
 def test_the_report_says_what_is_no_workers_time():
     measured = replace(CAPACITY, front_ms=0.36, back_ms=0.24, client_ms=0.3)
-    text = markdown(measured, outcomes(0.9, 0.8), outcomes(0.9, 0.8), [], describe(), 20.0)
-    assert "0.60 ms to the event loop (0.36 ms until it is admitted, 0.24 ms for its answer" in text
+    text = markdown(measured, study(outcomes(0.9, 0.8), outcomes(0.9, 0.8)), describe())
+    assert "0.36 ms to the event loop until it is admitted and 0.24 ms for its answer" in text
     assert "0.30 ms to the generator" in text
+
+
+def test_the_report_says_how_slow_the_machine_was():
+    live = [replace(one, slower=1.0 + one.seed / 10) for one in outcomes(0.9, 0.8)]
+    assert "in that round: 1.00 to 1.10 times" in markdown(CAPACITY, study(live, outcomes(0.9, 0.8)), describe())
 
 
 @pytest.fixture
@@ -208,74 +250,79 @@ def faked(monkeypatch, tmp_path):
     said = []
 
     def call(command, *arguments):
-        said.append((command, arguments[0]))
-        if arguments[0] == "simulate":  # what an older capacity.json does not have costs nothing
-            assert [arguments[arguments.index(flag) + 1] for flag in ("--overhead-ms", "--front-ms")] == [
-                "1.000",
-                "0.000",
-            ]
-        out = arguments[arguments.index("--out") + 1] if "--out" in arguments else None
-        if arguments[0] == "simulate":
-            traces = arguments[arguments.index("--trace") + 1].split(",")
-            names = [path.rsplit("/", 1)[-1].removesuffix(".csv") for path in traces]
-            runs = [
-                {"trace": name, "policy": policy, "attainment": 0.9, "top1": 0.8}
-                for name in names
-                for policy in ("gate_slack", "fixed:0", "fixed:5")
-            ]
-            folder = tmp_path / "out" / "twin"
-            folder.mkdir(parents=True)
-            (folder / "simulation.json").write_text(json.dumps({"runs": runs, "comparisons": []}))
-        else:
-            (tmp_path / "out" / "live").mkdir(exist_ok=True)
-            folder = tmp_path / "out" / "live" / out.rsplit("/", 1)[-1]
-            folder.mkdir()
-            (folder / "results.json").write_text("{}")
+        given = {
+            flag: arguments[arguments.index(flag) + 1] for flag in ("--trace", "--out", "--policies", "--front-ms")
+        }
+        out = Path(given["--out"])
+        names = [path.rsplit("/", 1)[-1].removesuffix(".csv") for path in given["--trace"].split(",")]
+        said.append((command, out.name, given["--front-ms"]))
+        known = {"fixed:widest": "fixed:5"}
+        policies = [known.get(name, name) for name in given["--policies"].split(",")]
+        runs = [{"trace": name, "policy": p, "attainment": 0.9, "top1": 0.8} for name in names for p in policies]
+        out.mkdir(parents=True)
+        (out / "simulation.json").write_text(json.dumps({"runs": runs, "comparisons": []}))
 
-    figures = SimpleNamespace(attainment=0.95, top1=0.85, late_sends=3)
+    def watched(_, policy, trace, out):
+        said.append((policy, trace.stem, out.name))
+        return SimpleNamespace(attainment=0.95, top1=0.85, late_sends=3, refused=50, requests=100), LIVE
+
     monkeypatch.setattr(policy_study, "call", call)
-    monkeypatch.setattr(policy_study, "Server", NoServer)
-    monkeypatch.setattr(policy_study.RunRecord, "load", lambda _: SimpleNamespace(figures=figures))
-    monkeypatch.setattr(policy_study.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(policy_study, "_watched", watched)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "capacity.json").write_text(
-        json.dumps({"images_per_s": 50.0, "workers": 2, "overhead_ms": 1.0, "look_ms": 0.5})
-    )
+    kept = {"images_per_s": 50.0, "workers": 2, "overhead_ms": 1.0, "front_ms": 0.4, "back_ms": 0.2, "handover_ms": 0.5}
+    (tmp_path / "out" / "capacity.json").write_text(json.dumps(kept))
     return said
+
+
+LIVE = Spent(1.125, 2.0, 0.1, 0.5)
+"""On a machine that takes half as long again as 0.4 ms, half of 0.2, and half of 0.5."""
 
 
 def command(tmp_path, *more):
     return [
         "policies", "--images", "some.zip", "--image-count", "20", "--evaluation", "eval.json", "--seeds", "1",
-        "--twin-seeds", "2", "--duration-s", "4", "--live", "gate_slack,fixed:widest", "--out", str(tmp_path / "out"),
-        *more,
+        "--twin-seeds", "2", "--repeats", "2", "--duration-s", "4", "--live", "gate_slack,fixed:0,fixed:widest",
+        "--twin", "gate_slack,fixed:0", "--out", str(tmp_path / "out"), *more,
     ]  # fmt: skip
 
 
-def test_a_study_runs_what_is_missing_and_reports(faked, tmp_path):
+def test_a_study_runs_every_policy_in_rounds_and_each_round_in_the_twin(faked, tmp_path):
     assert main(command(tmp_path)) == 0
-    assert faked == [*[("slicewise-load", "run")] * 6, ("slicewise", "simulate")]
+    live = [entry for entry in faked if entry[0] != "slicewise"]
+    assert [policy for policy, _, _ in live[:6]] == ["gate_slack", "fixed:0", "fixed:widest", "fixed:widest", "fixed:0",
+                                                     "gate_slack"]  # fmt: skip
+    assert live[:1] + live[5:6] == [
+        ("gate_slack", "cv2-2-seed-0", "cv2-2-seed-0-0-gate_slack"),
+        ("gate_slack", "cv2-2-seed-0", "cv2-2-seed-0-1-gate_slack"),
+    ]
+    assert len(live) == 3 * 2 * 3
+    assert faked[len(live) :] == [
+        *[("slicewise", f"cv2-{cv2}-seed-0-{number}", "0.600") for cv2 in TAUS for number in (0, 1)],
+        ("slicewise", "twin", "0.400"),
+    ]
     assert len(list((tmp_path / "out" / "traces").glob("*.csv"))) == 6
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| fixed:widest | 0.9000 / 80.00%" in text
-    assert "all live runs: 18." in text
+    assert "| fixed:widest | 0.9500 / 85.00%" in text
+    assert "in that round: 1.50 to 1.50 times" in text
+    assert "| 8 | fixed:widest | +0.0500 | +5.00 |" in text
+    assert "all live runs: 54." in text
+
+
+def test_what_the_twin_has_said_is_not_asked_again(faked, tmp_path):
+    assert main(command(tmp_path)) == 0
     faked.clear()
     assert main(command(tmp_path)) == 0
-    assert faked == []
+    assert [entry for entry in faked if entry[0] == "slicewise"] == []
 
 
-def test_live_traces_are_stretched_to_how_fast_the_machine_is(faked, monkeypatch, tmp_path):
-    kept = tmp_path / "out" / "capacity.json"
-    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"loop_per_s": 100.0}))
-    monkeypatch.setattr(policy_study, "_loop_per_s", lambda _: 80.0)
-    assert main(command(tmp_path)) == 0
-    traces = tmp_path / "out" / "traces"
-    plain, stretched = (read_trace(traces / name) for name in ("cv2-2-seed-0.csv", "live/cv2-2-seed-0-gate_slack.csv"))
-    assert stretched.image == plain.image
-    assert stretched.at_s == pytest.approx([at_s / 0.8 for at_s in plain.at_s])
-    assert set(plain.headers["Latency-Budget"]) == {"400.0ms"}
-    assert set(stretched.headers["Latency-Budget"]) == {"500.0ms"}
-    assert "0.80 to 0.80 of what it was" in (tmp_path / "out" / "report.md").read_text()
+def test_without_the_narrowest_width_the_machine_is_taken_to_be_as_it_was(faked, tmp_path):
+    assert main(command(tmp_path, "--live", "gate_slack")) == 0
+    assert {front for name, _, front in faked if name == "slicewise"} == {"0.400"}
+
+
+def test_no_repeats_are_refused(tmp_path, capsys):
+    assert main(command(tmp_path, "--repeats", "0")) == 1
+    assert "--repeats 0; allowed: 1 or more" in capsys.readouterr().err
 
 
 def test_results_of_another_command_are_not_taken_for_this_ones(faked, tmp_path, capsys):

@@ -132,7 +132,7 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path, capsys):
                 "images_per_s": 500.0,
                 "workers": 2,
                 "overhead_ms": 1.0,
-                "look_ms": 0.5,
+                "ask_ms": 0.5,
                 "back_ms": 0.24,
                 "worker_priority": "idle",
             }
