@@ -30,9 +30,8 @@ from service.latency import Costs, Delay
 from service.request import Window
 from service.sums import F64, Few, Many, Sums, lowest
 
-HEADROOM, EXIT_HEADROOM = 0.15, 0.55
-"""Share of the workers' time until images are due that prices plan; what is kept back meets clumps of requests. Behind
-an early exit, where a body that comes too late costs no answer, it is more (docs/adr/0020)."""
+HEADROOM = 0.15
+"""Share of the workers' time until images are due that prices plan; what is kept back meets clumps of requests."""
 FEW_IMAGES = 40
 """Up to here plain Python is faster than numpy."""
 STALE_SHARE = 16

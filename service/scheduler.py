@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from service.backlog import EXIT_HEADROOM, HEADROOM, Backlog
+from service.backlog import HEADROOM, Backlog
 from service.latency import LiveTimes
 from service.policies import PRICES, Policy, priced
 from service.queues import Queue
@@ -45,7 +45,6 @@ class Selection:
 class Scheduler:
     """Queues of one model. Not thread-safe: called on the event loop only.
 
-    headroom  share of the workers' time that prices plan; None: what is usual.
     has_exit  slice 0 is an early exit: whom it serves waits no longer once the trunk is done.
 
     Every image is announced with ``expect`` before its pixels are there, so that what is on its way
@@ -53,11 +52,10 @@ class Scheduler:
     """
 
     def __init__(
-        self, policy: Policy, times: LiveTimes, workers: int, headroom: float | None = None, *, has_exit: bool = False
+        self, policy: Policy, times: LiveTimes, workers: int, headroom: float = HEADROOM, *, has_exit: bool = False
     ) -> None:
         self._policy, self._times, self._workers, self._has_exit = policy, times, workers, has_exit
         widths, arrivals = len(times.table.widths), count()
-        headroom = headroom or (EXIT_HEADROOM if has_exit else HEADROOM)
         self._backlog = Backlog(times.costs(), len(PRICES), workers, headroom, is_priced=policy.is_priced)
         self._backlog.renew(times.costs(), policy.unasked, policy.look_P)
         self._renewed_s, self._trunk_images = -math.inf, times.table.best_batch(None)

@@ -160,7 +160,7 @@ def recorded():
         ("fixed:0", False, (220, 20, 3, 57), 36376.684089, 70),
         ("fixed:widest", False, (100, 43, 4, 153), 21976.295264, 233),
         ("gate", True, (223, 0, 7, 70), 33790.935126, 179),
-        ("gate_slack", True, (244, 0, 7, 49), 36847.653782, 116),
+        ("gate_slack", True, (238, 0, 3, 59), 35634.390044, 92),
     ],
 )
 def test_threads_that_cost_nothing_change_nothing(policy, has_exit, outcomes, finish_s, widths):
