@@ -88,11 +88,12 @@ def _beside(capacity: Capacity) -> str:
 
 def _slowness(live: Sequence[Outcome], repeats: int) -> list[str]:
     slower = [one.slower for one in live]
+    runs = f"the median of {repeats} runs, every other round in the opposite order" if repeats > 1 else "one run"
     return [
-        f"Of every trace and policy, the median of {repeats} runs. Policies run on a trace one after the other, each "
-        "on a server of its own; such a round is repeated in the opposite order. What the event loop takes for an "
+        f"Of every trace and policy {runs}. In a round all policies run on a trace one after the other, each on a "
+        "server of its own. What the event loop takes for an "
         f"image under `{BOUND}` says how slow the machine was in that round: {min(slower):.2f} to {max(slower):.2f} "
-        "times what was measured with C0 (medians). For the bound, and wherever live runs are compared with the twin, "
+        "times what was measured with C0. For the bound, and wherever live runs are compared with the twin, "
         "the twin charges so many times the costs beside the latency table."
     ]
 
