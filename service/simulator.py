@@ -36,6 +36,7 @@ from service.simulation_figures import Known, Replay, compare, dominated, figure
 from service.simulation_inputs import AT, IMAGE, read_evaluation, read_profile, read_trace
 from service.simulation_report import Sheet, markdown, sheets
 
+CostMs = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TABLE_COLUMNS = 200
 """More than the widest table needs."""
 
@@ -61,41 +62,18 @@ class SimulateSettings(Settings):
         description="what batches take: a kept profile, or what slicewise profile --json-out wrote, also on another "
         "machine; the profile kept for this one when absent",
     )
-    overhead_ms: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="worker time that each image costs beside the network",
+    overhead_ms: CostMs = Field(0.0, description="worker time that each image costs beside the network")
+    ask_ms: CostMs = Field(0.0, description="what each image costs beside that when the gate is asked")
+    ask_loop_ms: CostMs = Field(0.0, description="event loop time that each image costs more when the gate is asked")
+    front_ms: CostMs = Field(
+        0.0, description="event loop time of each image until it is admitted: HTTP, decoding; no worker's time"
     )
-    ask_ms: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="what each image costs beside that when the gate is asked",
+    back_ms: CostMs = Field(0.0, description="event loop time of each answer")
+    handover_ms: CostMs = Field(
+        0.0, description="event loop time of each batch, between its end and the beginning of the worker's next one"
     )
-    ask_loop_ms: float = Field(
+    client_ms: CostMs = Field(
         0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="event loop time that each image costs more when the gate is asked",
-    )
-    front_ms: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="event loop time of each image until it is admitted: HTTP, decoding; no worker's time",
-    )
-    back_ms: float = Field(0.0, ge=0, allow_inf_nan=False, description="event loop time of each answer")
-    handover_ms: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="event loop time of each batch, between its end and the beginning of the worker's next one",
-    )
-    client_ms: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
         description="time of the client for each image, half of it to send and half to read, in one thread for all",
     )
     cores: int | None = Field(
