@@ -24,6 +24,7 @@ from models.training.measure_commands import configure_evaluate, configure_plot,
 from models.training.seeded import create
 from models.training.study_commands import configure_report, configure_study, run_report, run_study
 from models.transform import FILTERS
+from models.widening import widen
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,18 @@ def _create(arguments: argparse.Namespace) -> None:
         config = json.loads(Path(arguments.config).read_text())
     manifest = create(arguments.out_dir, arguments.architecture, config, arguments.seed, arguments.filter)
     print(f"{arguments.out_dir}: {len(manifest.slices)} slices, seeded weights, {manifest.digest}")
+
+
+def _configure_widen(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="PATH", help="version folder, or model folder (highest version)")
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="new version folder: ROOT/NAME/VERSION")
+    parser.add_argument("--factor", type=int, required=True, help="how many times as many channels")
+
+
+def _widen(arguments: argparse.Namespace) -> None:
+    manifest = widen(arguments.out_dir, load(locate(arguments.path)), arguments.factor)
+    costs = " to ".join(f"{manifest.slices[k].madds_served:,}" for k in (0, -1))
+    print(f"{arguments.out_dir}: {len(manifest.slices)} slices, {costs} MAdds, the same answers, {manifest.digest}")
 
 
 def _configure_inspect(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +150,7 @@ COMMANDS = {
     "study": Command("arms that differ in what the narrower widths learn from", configure_study, run_study),
     "report": Command("a checkpoint, its gate and the arms of a study as one report", configure_report, run_report),
     "create": Command("seeded weights, to measure a shape before it is trained", _configure_create, _create),
+    "widen": Command("a DS-ResNet with more channels and the same answers", _configure_widen, _widen),
     "import-dsnet": Command("a published DS-Net .pth.tar -> a checkpoint", _configure_import, _import),
     "inspect": Command("what a checkpoint holds, costs and was measured to do", _configure_inspect, _inspect),
     "export": Command("one slice as one graph for another runtime", _configure_export, _export),
