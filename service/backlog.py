@@ -28,9 +28,9 @@ import numpy as np
 
 from service.latency import Costs, Delay
 from service.request import Window
-from service.sums import F64, Few, Many, Sums, lowest
+from service.sums import F64, ROOM, Few, Many, Sums, lowest
 
-HEADROOM = 0.15
+HEADROOM = 0.2
 """Share of the workers' time until images are due that prices plan; what is kept back meets clumps of requests."""
 FEW_IMAGES = 40
 """Up to here plain Python is faster than numpy."""
@@ -231,7 +231,7 @@ class Backlog:
 
     def still_s(self, slot: int) -> float:
         """Worker seconds that an image still needs at its narrowest width."""
-        return self.costs.trunk_s * self._needs_trunk[slot] + self.costs.body_s[self._lo[slot]]
+        return self._front_s(ROOM) * self._needs_trunk[slot] + self.costs.body_s[self._lo[slot]]
 
     def _unseen_s(self, price: int) -> tuple[float, float]:
         """What an image that nothing is known of will need behind its trunk: for its body, and for asking."""
@@ -245,7 +245,11 @@ class Backlog:
         self.costs, self.unasked, self.look_P = costs, unasked, look_P
 
     def _own_s(self, lo: int) -> float:
-        return self.costs.trunk_s + self.costs.body_s[lo]
+        return self._front_s(ROOM) + self.costs.body_s[lo]
+
+    def _front_s(self, price: int) -> float:
+        """What an image needs before its body: the trunk; where room is looked for, all that is beside batches, too."""
+        return self.costs.trunk_s + (self.costs.overhead_s if price == ROOM else 0.0)
 
     def _current_plan(self, now_s: float, busy_until_s: Sequence[float]) -> _Plan:
         plan = self._plan
@@ -280,7 +284,8 @@ class Backlog:
 
     def _priced(self, sums: Sums, now_s: float) -> tuple[int, bool]:
         """The lowest price that is feasible, and whether what waits is too little to look at what comes."""
-        door_s = self.rate(now_s) * self.door.expected_s(now_s) * self._own_s(0)  # so many have come unseen (Little)
+        unseen = self.rate(now_s) * self.door.expected_s(now_s)  # Little's law
+        door_s = unseen * (self.costs.trunk_s + self.costs.body_s[0])
         share, load, price = self._headroom * (1 + ROUNDING_SHARE), sums.load(0, door_s), 0
         if load > share:
             price = lowest(self._prices - 1, max(1, self._plan.price), lambda price: sums.load(price, door_s) <= share)
@@ -297,7 +302,7 @@ class Backlog:
 
     def _few_costs(self, price: int) -> list[float]:
         """Worker seconds that each image still needs at a price."""
-        trunk_s, body_s, (typical_s, look_s) = self.costs.trunk_s, self.costs.body_s, self._unseen_s(price)
+        front_s, body_s, (typical_s, look_s) = self._front_s(price), self.costs.body_s, self._unseen_s(price)
         seen, prices, costs_s = self._seen, self._prices, []
         column = price % prices
         for slot in self._slots:
@@ -305,7 +310,7 @@ class Backlog:
                 cost_s = body_s[self._widths[slot * prices + column]]
             else:
                 cost_s = min(max(typical_s, body_s[self._lo[slot]]), body_s[self._hi[slot]])
-            costs_s.append(cost_s + trunk_s * self._needs_trunk[slot] + look_s * self._may_ask[slot])
+            costs_s.append(cost_s + front_s * self._needs_trunk[slot] + look_s * self._may_ask[slot])
         return costs_s
 
     def _many(self, now_s: float, busy_s: list[float]) -> Many:
@@ -318,7 +323,7 @@ class Backlog:
             for book in (self._hard, self._seen, self._needs_trunk, self._may_ask, self._lo, self._hi)
         )
         body_L = np.array(self.costs.body_s)
-        least_N, most_N, trunk_N = body_L.take(lo_N), body_L.take(hi_N), self.costs.trunk_s * needs_trunk_N
+        least_N, most_N = body_L.take(lo_N), body_L.take(hi_N)
         seen = np.flatnonzero(seen_N)
         rows = slots_N[seen] * self._prices
 
@@ -326,7 +331,7 @@ class Backlog:
             typical_s, look_s = self._unseen_s(price)
             cost_N: F64 = np.minimum(np.maximum(typical_s, least_N), most_N)
             cost_N[seen] = body_L.take(np.frombuffer(self._widths, np.uint8).take(rows + price % self._prices))
-            cost_N += trunk_N
+            cost_N += self._front_s(price) * needs_trunk_N
             return cost_N + look_s * may_ask_N if look_s else cost_N
 
         return Many(costs, capacity_N, hard_N.astype(bool), self._workers)

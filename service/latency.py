@@ -11,10 +11,14 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Worker seconds per image. trunk_s: trunk, gate and overhead. body_s: at every width, in ladder order."""
+    """Worker seconds per image. trunk_s: trunk and gate. body_s: at every width, in ladder order.
+
+    overhead_s  of the process beside its batches. Admission counts it, prices do not (docs/adr/0021).
+    """
 
     trunk_s: float
     body_s: tuple[float, ...]
+    overhead_s: float = 0.0
 
 
 PAYS_RATIO = 0.95
@@ -224,7 +228,7 @@ class LiveTimes:
         trunk_s = self.seconds(None, trunk) / trunk
         batches = [(width, self._best_batches[width]) for width in self._widths]
         body_s = tuple([self.seconds(width, images) / images for width, images in batches])
-        return Costs(trunk_s + min(self._overhead_s, trunk_s + body_s[-1]), body_s)
+        return Costs(trunk_s, body_s, min(self._overhead_s, trunk_s + body_s[-1]))
 
     def _forget(self, queue: int | None) -> None:
         self._seconds[queue].clear()

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
+ROOM = -1
+"""In place of a price: everything at its narrowest width, and all that admission counts."""
 
 
 class Sums(Protocol):
@@ -30,13 +32,13 @@ class Sums(Protocol):
         """
 
     def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
-        """At the top price: ``used_s`` and ``room_s`` of a plan."""
+        """Where room is looked for: ``used_s`` and ``room_s`` of a plan."""
 
 
 class Few:
     """In plain Python.
 
-    costs       worker seconds of every image at a price; the last price is the top one.
+    costs       worker seconds of every image at a price, or for ``ROOM``.
     capacity_s  what workers can do until each is due.
     is_hard     of every slot; slots: those of the images.
     """
@@ -63,7 +65,7 @@ class Few:
         return load
 
     def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
-        cost_s = self._costs(-1)
+        cost_s = self._costs(ROOM)
         used_s = list(accumulate(cost_s))
         others, workers, least_s, room_s = (self._workers - 1) / 2, self._workers, math.inf, []
         for at in range(len(cost_s) - 1, -1, -1):
@@ -91,7 +93,7 @@ class Many:
             return float((self._need(used_N, cost_N) / self._capacity_N).max())
 
     def narrowest(self) -> tuple[Sequence[float], Sequence[float]]:
-        cost_N = self._costs(-1)
+        cost_N = self._costs(ROOM)
         used_N = np.cumsum(cost_N)
         room_N = np.where(self._is_hard_N, self._capacity_N - self._need(used_N, cost_N), math.inf)
         room_N = np.minimum.accumulate(room_N[::-1])[::-1]

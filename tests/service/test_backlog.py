@@ -164,6 +164,19 @@ def test_headroom_is_kept_back():
         assert b.price(0.0, []) == price
 
 
+@pytest.mark.parametrize("images", [1, 3 * service.backlog.FEW_IMAGES])
+def test_admission_counts_the_overhead_and_prices_do_not(images):
+    due_s = 1.6 * (images + 1)  # 1.5 s each without, 2.25 s with it
+    counted, bare = backlog(), backlog()
+    counted.renew(Costs(0.5, COSTS.body_s, 0.75), counted.unasked, counted.look_P)
+    for b in (counted, bare):
+        slots = [b.add(due_s, True, WINDOW) for _ in range(images)]
+        assert b._make_plan(0.0, []).price == 0
+    assert counted.finish_s(0.0, due_s, 0, []) - bare.finish_s(0.0, due_s, 0, []) == pytest.approx(0.75 * (images + 1))
+    assert bare.missing(0.0, due_s, 0, [])[0] <= 0 < counted.missing(0.0, due_s, 0, [])[0]
+    assert counted.still_s(slots[0]) - bare.still_s(slots[0]) == 0.75
+
+
 def test_widths_count_as_far_as_budgets_allow_them():
     b = backlog()
     b.see(b.add(2.5, True, Window(0, 1)), (2, 2, 2, 0))
