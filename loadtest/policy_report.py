@@ -13,9 +13,12 @@ from loadtest.policy_plan import (
     PEAK_WINDOW_S,
     RATE_STEP,
     SUSTAINED_LIMIT_MS,
+    SUSTAINED_RUNS,
+    SUSTAINED_S,
     SUSTAINED_SHARE,
     TAUS,
     Capacity,
+    Evaluated,
     Outcome,
     means,
 )
@@ -29,12 +32,14 @@ OURS, RIVAL, BOUND, WIDEST = "gate_slack", "slackfit", "fixed:0", "fixed:widest"
 class Findings:
     """What a study has found.
 
+    network     that was served.
     live        of every trace and policy, the median of ``repeats`` runs. same: these traces in the twin, on a machine
                 that is as slow as this one was in each of the runs.
     twin        of all traces, on the machine as it was when its capacity was measured. comparisons: with the rival.
     duration_s  of each trace.
     """
 
+    network: Evaluated
     live: Sequence[Outcome]
     same: Sequence[Outcome]
     twin: Sequence[Outcome]
@@ -47,7 +52,8 @@ def markdown(capacity: Capacity, found: Findings, machine: Machine) -> str:
     """The page."""
     live, same = found.live, found.same
     seeds, twin_seeds = (1 + max(one.seed for one in outcomes) for outcomes in (live, found.twin))
-    lines = ["# Policies under bursts", "", *machine_lines(machine), "", *_setting(capacity, found.duration_s), ""]
+    lines = ["# Policies under bursts", "", *machine_lines(machine), "", found.network.sentence(), ""]
+    lines += [*_setting(capacity, found.duration_s), ""]
     lines += [f"## Live, {seeds} seeds", "", *_slowness(live, found.repeats), "", *_means(live), ""]
     lines += [*_against_the_bound(live, same), ""]
     lines += [f"## In the offline twin, {twin_seeds} seeds", "", *_means(found.twin), ""]
@@ -62,11 +68,12 @@ def _setting(capacity: Capacity, duration_s: float) -> list[str]:
     slos = ", ".join(f"{capacity.slo_ms(cv2):g} ms ({taus} tau0) at CV2 {cv2}" for cv2, taus in TAUS.items())
     return [
         f"C0, the highest rate of Poisson arrivals, in steps of {RATE_STEP - 1:.0%}, of which the narrowest width "
-        f"answers {SUSTAINED_SHARE:.0%} within {SUSTAINED_LIMIT_MS:g} ms, through HTTP with the generator on the same "
-        f"machine: {capacity.images_per_s:.1f} images/s. tau0 = {capacity.workers} workers / C0 = "
-        f"{capacity.tau0_ms:.2f} ms. Traces of {duration_s:g} s at a mean of {MEAN_SHARE:g} C0, peaks over "
-        f"{PEAK_WINDOW_S:g} s nearest to {PEAK_SHARE:g} C0. Worker threads have the priority "
-        f"`{capacity.worker_priority}`. Every request has a Latency-Budget: {slos}. The twin "
+        f"answers {SUSTAINED_SHARE:.0%} within {SUSTAINED_LIMIT_MS:g} ms in each of {SUSTAINED_RUNS} runs of "
+        f"{SUSTAINED_S:g} s, through "
+        f"HTTP with the generator on the same machine: {capacity.images_per_s:.1f} images/s. tau0 = "
+        f"{capacity.workers} workers / C0 = {capacity.tau0_ms:.2f} ms. Traces of {duration_s:g} s at a mean of "
+        f"{MEAN_SHARE:g} C0, peaks over {PEAK_WINDOW_S:g} s nearest to {PEAK_SHARE:g} C0. Worker threads have the "
+        f"priority `{capacity.worker_priority}`. Every request has a Latency-Budget: {slos}. The twin "
         f"charges {capacity.overhead_ms:.2f} ms of worker time to every image beside the latency table, "
         f"{_beside(capacity)}. Where the gate is asked it charges {capacity.ask_ms:.2f} ms of worker time and "
         f"{capacity.ask_loop_ms:.2f} ms of the event loop more: what is spent more at {CALM_SHARE:g} C0 when budgets "

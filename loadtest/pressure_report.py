@@ -7,7 +7,7 @@ from typing import Any
 
 from loadtest.figures import percentile
 from loadtest.loop_delay import GAP_S
-from loadtest.policy_plan import Capacity
+from loadtest.policy_plan import Capacity, Evaluated
 from loadtest.pressure_plan import (
     BUDGETS_REQUESTS,
     BUDGETS_SHARE,
@@ -35,9 +35,12 @@ from loadtest.tables import machine_lines, table
 STEP_PLOT = "step_widths.png"
 
 
-def markdown(capacity: Capacity, steps: Sequence[RunRecord], found: Findings, machine: Machine) -> str:
+def markdown(
+    capacity: Capacity, network: Evaluated, steps: Sequence[RunRecord], found: Findings, machine: Machine
+) -> str:
     """The page."""
-    lines = ["# Under pressure", "", *machine_lines(machine), "", *_step(capacity, steps, found.after), ""]
+    lines = ["# Under pressure", "", *machine_lines(machine), "", network.sentence(), ""]
+    lines += [*_step(capacity, steps, found.after), ""]
     lines += [*_budgets(capacity, found.refusals), "", *_scheduler(found.scheduler), ""]
     lines += _delays(capacity, found.delays)
     return "\n".join(lines) + "\n"

@@ -28,7 +28,17 @@ from loadtest.comparisons import script
 from loadtest.machine import describe
 from loadtest.mix import Mix
 from loadtest.policy_plan import Capacity
-from loadtest.policy_study import CAPACITY, SATURATING_CLIENTS, call, claim, serve_flags, served, server_spec, where
+from loadtest.policy_study import (
+    CAPACITY,
+    SATURATING_CLIENTS,
+    call,
+    claim,
+    evaluated,
+    serve_flags,
+    served,
+    server_spec,
+    where,
+)
 from loadtest.pressure_plan import (
     BUDGETS_REQUESTS,
     BUDGETS_SHARE,
@@ -95,7 +105,7 @@ def run_pressure(arguments: argparse.Namespace) -> None:
     live, twin = _rows(a.out / "live" / "budgets" / "requests.csv"), _rows(a.out / "twin" / f"budgets.{POLICY}.csv")
     after = recovered(second for record in steps for second in record.seconds)
     found = Findings(after, refusals(live, twin), _scheduler(a), _delays(a, capacity))
-    text = markdown(capacity, steps, found, describe())
+    text = markdown(capacity, evaluated(a.evaluation), steps, found, describe())
     shutil.copy(a.out / "live" / "step-seed-0" / WIDTHS_PLOT, a.out / STEP_PLOT)
     (a.out / REPORT).write_text(text, encoding="utf-8")
     print(a.out / REPORT)

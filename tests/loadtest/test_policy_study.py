@@ -19,6 +19,7 @@ from loadtest.policy_plan import (
     RATE_STEP,
     TAUS,
     Capacity,
+    Evaluated,
     Loads,
     Outcome,
     Spent,
@@ -213,7 +214,8 @@ def test_of_repeated_runs_the_median_counts():
 
 
 def study(live, twin, against=()):
-    return Findings(live, twin, twin, against, 20.0, 3)
+    network = Evaluated("net/1", (1_000_000, 2_500_000_000), (0.8, 0.9))
+    return Findings(network, live, twin, twin, against, 20.0, 3)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +231,7 @@ def test_the_report_judges_the_bound_and_the_widest(ours, widest, verdicts):
     assert "| gate_slack | +1.00 [+0.00, +2.00] | - |" in text
     assert "| 8 | gate_slack | +0.0000 | +1.00 |" in text
     assert "80 ms (20 tau0) at CV2 8" in text
+    assert "`net/1`, 2 slices of 1.0 to 2,500.0 M multiply-adds and 80.00% to 90.00% top-1" in text
     assert "1.50 ms of worker time to every image beside the latency table, the difference between tau0 and" in text
 
 
@@ -270,6 +273,7 @@ def faked(monkeypatch, tmp_path):
     monkeypatch.setattr(policy_study, "_watched", watched)
     (tmp_path / "out").mkdir()
     kept = {"images_per_s": 50.0, "workers": 2, "overhead_ms": 1.0, "front_ms": 0.4, "back_ms": 0.2, "handover_ms": 0.5}
+    (tmp_path / "eval.json").write_text(json.dumps({"model": "m", "version": 1, "madds_served": [1], "top1": [0.5]}))
     (tmp_path / "out" / "capacity.json").write_text(json.dumps(kept))
     return said
 
@@ -280,7 +284,8 @@ LIVE = Spent(1.125, 2.0, 0.1, 0.5)
 
 def command(tmp_path, *more):
     return [
-        "policies", "--images", "some.zip", "--image-count", "20", "--evaluation", "eval.json", "--seeds", "1",
+        "policies", "--images", "some.zip", "--image-count", "20", "--evaluation", str(tmp_path / "eval.json"),
+        "--seeds", "1",
         "--twin-seeds", "2", "--repeats", "2", "--duration-s", "4", "--live", "gate_slack,fixed:0,fixed:widest",
         "--twin", "gate_slack,fixed:0", "--out", str(tmp_path / "out"), *more,
     ]  # fmt: skip

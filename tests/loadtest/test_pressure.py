@@ -9,7 +9,7 @@ import pytest
 from loadtest import pressure_study
 from loadtest.cli import main
 from loadtest.machine import describe
-from loadtest.policy_plan import Capacity
+from loadtest.policy_plan import Capacity, Evaluated
 from loadtest.pressure_plan import (
     BUDGET_TAUS,
     RECOVERED_S,
@@ -26,6 +26,7 @@ from loadtest.pressure_report import markdown
 from loadtest.servers import ServerSpec
 
 CAPACITY = Capacity(500.0, 2, 1.5, 0.25)
+NETWORK = Evaluated("net/1", (1_000_000, 2_500_000_000), (0.8, 0.9))
 DELAYS = Delays((1.0,) * 99 + (2.0,), (1.0,) * 90 + (3.9,) * 10)
 
 
@@ -90,7 +91,8 @@ def test_the_report_judges_the_three_bars(met, wrongly, verdicts):
     )
     scheduler = {"waiting": 10_000, "workers": 2, "us_per_image": {"gate_slack": 19.9, "gate": 20.1}}
     found = Findings((met, 100), Refusals(100, 98, 100, wrongly), scheduler, DELAYS)
-    text = markdown(CAPACITY, [record], found, describe())
+    text = markdown(CAPACITY, NETWORK, [record], found, describe())
+    assert "`net/1`, 2 slices of 1.0 to 2,500.0 M multiply-adds and 80.00% to 90.00% top-1" in text
     judged = [line for line in text.splitlines() if "met." in line or "**missed**" in line or "| met |" in line]
     *before, last = verdicts
     expected = [*before, "19.9 | met", "20.1 | **missed**", last]
@@ -122,6 +124,7 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(pressure_study, "served", served)
     monkeypatch.setattr(pressure_study, "call", call)
     monkeypatch.setattr(pressure_study.RunRecord, "load", lambda _: record)
+    (tmp_path / "eval.json").write_text(json.dumps({"model": "m", "version": 1, "madds_served": [1], "top1": [0.5]}))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "delays.json").write_text(json.dumps({"floor_ms": [1.0], "service_ms": [9.0]}))
     said_before = {"waiting": 10, "workers": 1, "us_per_image": {"gate": 1.0}}
@@ -138,8 +141,9 @@ def test_the_study_runs_what_is_missing(monkeypatch, tmp_path, capsys):
             }
         )
     )
-    arguments = ["pressure", "--images", "some.zip", "--image-count", "20", "--evaluation", "eval.json", "--repeats",
-                 "2", "--capacity", str(tmp_path), "--out", str(tmp_path / "out")]  # fmt: skip
+    arguments = ["pressure", "--images", "some.zip", "--image-count", "20", "--evaluation",
+                 str(tmp_path / "eval.json"), "--repeats", "2", "--capacity", str(tmp_path),
+                 "--out", str(tmp_path / "out")]  # fmt: skip
     main(arguments)
     assert said == ["step-seed-0", "step-seed-1", "budgets", "simulate"]
     assert "8.00 ms above the floor; at most 3 ms: **missed**" in (tmp_path / "out" / "report.md").read_text()
